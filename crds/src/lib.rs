@@ -1,0 +1,16 @@
+//! The `CdcPipeline` resource, its status, the revision that is minted from it, and the report that a
+//! worker gives to the operator. Types and pure functions only; no I/O.
+
+pub mod connection;
+pub mod crd;
+pub mod names;
+pub mod report;
+pub mod revision;
+pub mod source;
+pub mod spec;
+pub mod status;
+pub mod table_pattern;
+pub mod worker;
+
+pub use spec::{CdcPipeline, CdcPipelineSpec};
+pub use status::CdcPipelineStatus;

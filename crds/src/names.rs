@@ -1,0 +1,36 @@
+//! The names that operator, worker and people share: labels, annotations, files, ports.
+
+/// API group of the resource, and prefix of labels and annotations.
+pub const GROUP: &str = "penstock.dev";
+/// Field manager of every server-side apply.
+pub const FIELD_MANAGER: &str = "penstock-operator";
+/// Finalizer on `CdcPipeline`.
+pub const FINALIZER: &str = "penstock.dev/clean-up";
+/// Label: name of the pipeline that owns an object.
+pub const LABEL_PIPELINE: &str = "penstock.dev/pipeline";
+/// Label: revision that an object belongs to, such as `r1a2b3c4d`.
+pub const LABEL_REVISION: &str = "penstock.dev/revision";
+/// Annotation a user sets on a new pipeline: UID of a deleted one whose retained state it takes over.
+pub const ANNOTATION_ADOPT: &str = "penstock.dev/adopt";
+
+/// Container port of `/healthz`, `/readyz` and `/metrics`, plain HTTP.
+pub const PORT_HEALTH: u16 = 8080;
+/// Container port of `/v1/report`, TLS with a bearer token.
+pub const PORT_CONTROL: u16 = 8443;
+
+/// Folder of the worker's volume.
+pub const DIR_STATE: &str = "/var/lib/penstock";
+/// Folder with `pipeline.yaml`, the manifest the worker runs.
+pub const DIR_CONFIG: &str = "/etc/penstock/config";
+/// Folder with `tls.crt`, `tls.key`, `ca.crt` and `token` of the worker's control API.
+pub const DIR_CONTROL: &str = "/etc/penstock/control";
+/// Folder with one folder per database end (`source`, `sink`), each with `username` and `password`.
+pub const DIR_CREDENTIALS: &str = "/etc/penstock/credentials";
+/// Folder with one folder per database end (`source`, `sink`), each with `ca/ca.crt` and
+/// `client/tls.crt`, `client/tls.key`, as far as they are given.
+pub const DIR_TLS: &str = "/etc/penstock/tls";
+
+/// Key of the manifest in the ConfigMap.
+pub const FILE_PIPELINE: &str = "pipeline.yaml";
+/// Key of the bearer token in the control Secret.
+pub const FILE_TOKEN: &str = "token";

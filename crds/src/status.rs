@@ -1,0 +1,66 @@
+//! What the operator says about a pipeline. At rest nothing in it changes: live figures are metrics.
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
+use kube::KubeSchema;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+/// What the operator observed last.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct CdcPipelineStatus {
+    /// The `metadata.generation` that this status speaks of.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub observed_generation: Option<i64>,
+
+    /// What the pipeline is doing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub phase: Option<Phase>,
+
+    /// The revision that writes the sink tables.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stable_revision: Option<String>,
+
+    /// Worker pods that exist, for the scale subresource.
+    #[serde(default)]
+    pub shards: i32,
+
+    /// Label selector of the worker pods, for the scale subresource.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub selector: Option<String>,
+
+    /// How far the sink is behind the source, in steps: `<10s`, `<1m`, `<10m`, `<1h`, `>=1h`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lag: Option<String>,
+
+    /// Tables of the stable revision whose rows are copied, of all its tables, as `3/12`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tables_copied: Option<String>,
+
+    /// `Ready`, `Reconciling`, `Stalled`, `SourceReachable`, `SinkReachable`, `SnapshotComplete`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["type"]))]
+    pub conditions: Vec<Condition>,
+}
+
+/// What a pipeline is doing. The operator alone sets it, from what it observes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Deserialize, Serialize, JsonSchema)]
+pub enum Phase {
+    /// Its workers are being made or are starting. Next: `Snapshotting` or `Streaming`.
+    Starting,
+    /// Existing rows are copied. Next: `Streaming`.
+    Snapshotting,
+    /// Changes are applied as they arrive.
+    Streaming,
+    /// A changed spec is carried out: the old revision stops, the new one goes on from its position.
+    /// Next: `Starting`.
+    Replacing,
+    /// Stopped by `spec.paused`. Next: `Starting`.
+    Paused,
+    /// A worker meets an error that passes by itself and tries again. Next: what it did before.
+    Retrying,
+    /// A person is needed: the `Stalled` condition says what to do. Next: `Starting`.
+    Stalled,
+    /// The object is being deleted.
+    Deleting,
+}

@@ -1,0 +1,25 @@
+//! What every stage's error becomes at its edge: a stable reason and a sentence for a person.
+
+use penstock_crds::report::{Policy, Reason};
+
+/// An error that has reached `pipeline.rs`. The reason decides what happens next ([`Reason::policy`]).
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{message}")]
+pub struct Failure {
+    /// Stable word for it.
+    pub reason: Reason,
+    /// What was tried, on what, what went wrong, what to do. Never holds a secret.
+    pub message: String,
+}
+
+impl Failure {
+    /// A failure of that kind.
+    pub fn new(reason: Reason, message: impl Into<String>) -> Self {
+        Self { reason, message: message.into() }
+    }
+
+    /// What happens next.
+    pub fn policy(&self) -> Policy {
+        self.reason.policy()
+    }
+}
