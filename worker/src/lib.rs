@@ -3,3 +3,4 @@
 pub mod change;
 pub mod failure;
 pub mod postgres;
+pub mod source;
