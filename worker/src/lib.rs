@@ -1,1 +1,4 @@
 //! The worker of Penstock.
+
+pub mod batch;
+pub mod change;
