@@ -1,6 +1,6 @@
 //! Credentials, and servers that do not answer.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use penstock_crds::report::Reason;
 use penstock_e2e::postgres::{Server, Version};
@@ -114,15 +114,17 @@ async fn settings_of_the_role_cannot_end_a_long_transaction_or_hide_rows() {
     server
         .run(
             "postgres",
-            "CREATE ROLE plain LOGIN; ALTER ROLE plain SET statement_timeout = 1; \
-             ALTER ROLE plain SET idle_in_transaction_session_timeout = 1; ALTER ROLE plain SET datestyle = 'SQL'; \
+            "CREATE ROLE plain LOGIN; ALTER ROLE plain SET statement_timeout = 500; \
+             ALTER ROLE plain SET idle_in_transaction_session_timeout = 500; ALTER ROLE plain SET datestyle = 'SQL'; \
              CREATE TABLE secret (id int); ALTER TABLE secret ENABLE ROW LEVEL SECURITY; \
              GRANT SELECT ON secret TO plain",
         )
         .await
         .unwrap();
     let session = endpoint_as(&server, "postgres", "plain", "unused").connect("test").await.unwrap();
-    session.batch_execute("BEGIN; SELECT pg_sleep(0.1)").await.unwrap();
+    session.batch_execute("BEGIN").await.unwrap();
+    tokio::time::sleep(Duration::from_millis(800)).await;
+    session.batch_execute("SELECT pg_sleep(0.8)").await.unwrap();
     let row = session.query_one("SELECT date '2020-01-31'::text", &[]).await.unwrap();
     assert_eq!(row.get::<_, &str>(0), "2020-01-31");
     let error = session.query("SELECT * FROM secret", &[]).await.unwrap_err();

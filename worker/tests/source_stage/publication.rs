@@ -48,7 +48,7 @@ async fn a_managed_publication_is_made_followed_repaired_and_dropped() {
         assert_eq!(published(&server, &name).await, "t t t t t a,p");
 
         let meddle = format!(
-            "ALTER PUBLICATION {name} SET (publish = 'insert', publish_via_partition_root = false); \
+            "ALTER PUBLICATION {name} SET (publish = 'insert'); \
              ALTER PUBLICATION {name} SET TABLE a WHERE (id > 5), p (id)"
         );
         server.run("postgres", &meddle).await.unwrap();

@@ -73,7 +73,11 @@ async fn a_slot_held_by_a_dead_predecessor_is_freed_and_one_held_by_a_stranger_i
     let mut dead = spawn_reader(endpoint.clone(), request.clone());
     dead.next().await.unwrap();
     let mut successor = spawn_reader(endpoint.clone(), request.clone());
-    let failure = Failure::from(successor.next().await.unwrap_err());
+    let got = successor.next().await;
+    if got.is_ok() {
+        println!("{}\n{:?}", server.log(), dead.next().await);
+    }
+    let failure = Failure::from(got.unwrap_err());
     assert_says(&failure, Reason::SlotInUse, &[slot.as_str(), "active for PID"]);
     end_stale_walsender(&session, &slot).await.unwrap();
     let mut successor = spawn_reader(endpoint.clone(), request.clone());

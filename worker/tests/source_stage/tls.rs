@@ -29,7 +29,7 @@ fn with_mode(server: &Server, mode: TlsMode, ca: Option<&Authority>) -> (Endpoin
 
 #[tokio::test]
 async fn each_mode_checks_what_it_says_and_no_more() {
-    let (ours, other) = (Authority::new(), Authority::new());
+    let (ours, other) = (Authority::new("ours"), Authority::new("other"));
     let hba = "hostssl all,replication all 127.0.0.1/32 trust";
     let misnamed = tls_server(&ours, "db.example", hba).await;
     let named = tls_server(&ours, "127.0.0.1", hba).await;
@@ -60,7 +60,7 @@ async fn each_mode_checks_what_it_says_and_no_more() {
 
 #[tokio::test]
 async fn a_server_without_tls_is_never_talked_to_in_the_clear_when_tls_is_asked_for() {
-    let authority = Authority::new();
+    let authority = Authority::new("ours");
     let server = Server::start(Version::V15).await.unwrap();
     for mode in [TlsMode::Require, TlsMode::VerifyCa, TlsMode::VerifyFull] {
         let (endpoint, _folder) = with_mode(&server, mode, Some(&authority));
@@ -70,7 +70,7 @@ async fn a_server_without_tls_is_never_talked_to_in_the_clear_when_tls_is_asked_
 
 #[tokio::test]
 async fn a_client_certificate_is_shown_and_a_missing_or_foreign_one_is_told() {
-    let (ours, other) = (Authority::new(), Authority::new());
+    let (ours, other) = (Authority::new("ours"), Authority::new("other"));
     let hba = "hostssl all,replication all 127.0.0.1/32 trust clientcert=verify-ca";
     let server = tls_server(&ours, "127.0.0.1", hba).await;
     let (mut endpoint, folder) = with_mode(&server, TlsMode::VerifyFull, Some(&ours));
@@ -100,7 +100,7 @@ async fn a_client_certificate_is_shown_and_a_missing_or_foreign_one_is_told() {
 /// binding: so both kinds of connection bind to this one.
 #[tokio::test]
 async fn scram_over_tls_is_bound_to_the_channel() {
-    let authority = Authority::new();
+    let authority = Authority::new("ours");
     let hba = "hostssl all,replication all 127.0.0.1/32 scram-sha-256";
     let server = tls_server(&authority, "127.0.0.1", hba).await;
     server.run("postgres", "CREATE ROLE reader LOGIN REPLICATION PASSWORD 'pass'").await.unwrap();
