@@ -233,7 +233,7 @@ async fn errors_come_out_of_next_and_come_again() {
 
 #[tokio::test]
 async fn a_publication_dropped_under_the_stream_is_an_error() {
-    for version in [Version::V15, Version::V17] {
+    for version in [Version::V15, Version::V17, Version::V18] {
         let server = Server::start(version).await.unwrap();
         let (endpoint, inspection, snapshot) = source(&server).await;
         let mut reader = read(&endpoint, &inspection, snapshot.consistent_point, 1 << 20);
