@@ -93,7 +93,7 @@ need_room() {
     die "$STATES has $((disk)) MiB free, $DISK_WANTED_MB wanted: make room, or set PENSTOCK_STATE to another disk"
   # The node sees folders of its own under these names.
   case $(realpath "$STATES")/ in
-    /tmp/* | /run/* | /var/log/* | /var/lib/cni/* | /proc/* | /sys/* | /dev/*)
+    /run/* | /var/log/* | /var/lib/cni/* | /proc/* | /sys/* | /dev/*)
       die "PENSTOCK_STATE is $STATES, but a cluster hides that folder from itself: choose one elsewhere" ;;
   esac
 }
