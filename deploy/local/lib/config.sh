@@ -81,7 +81,7 @@ authentication:
 tlsCertFile: $STATE/pki/kubelet.crt
 tlsPrivateKeyFile: $STATE/pki/kubelet.key
 containerRuntimeEndpoint: unix://$STATE/containerd.sock
-volumePluginDir: $STATE/kubelet/volume-plugins
+volumePluginDir: /var/lib/kubelet/volume-plugins
 cgroupDriver: cgroupfs
 cgroupRoot: /$CGROUP
 failSwapOn: false

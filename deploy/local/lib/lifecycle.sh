@@ -50,7 +50,8 @@ start_node() {
     return
   fi
   stop_node
-  mkdir -p "$STATE"
+  # The node mounts folders of its own over these two, which stay empty here.
+  mkdir -p "$STATE" /var/lib/cni /var/lib/kubelet
   claim_address
   make_certificates
   write_configuration
