@@ -15,7 +15,7 @@ readonly PACKAGE_OF=(
   mmdebstrap:mmdebstrap
   buildah:buildah
   openssl:openssl
-  jq:jq
+  curl:curl
   cc:gcc
   /etc/ssl/certs/ca-certificates.crt:ca-certificates
   /usr/share/doc/libc6-dev:libc6-dev
