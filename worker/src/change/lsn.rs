@@ -9,7 +9,9 @@ pub struct Lsn(pub u64);
 
 /// Text that is not `X/Y` in hexadecimal.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("`{0}` is not a log sequence number: it is written as two hexadecimal numbers, for example 0/16B3748")]
+#[error(
+    "`{0}` is not a log sequence number: it is written as two hexadecimal numbers, for example 0/16B3748"
+)]
 pub struct InvalidLsn(String);
 
 impl fmt::Display for Lsn {

@@ -1,0 +1,89 @@
+//! Proving who we are on the replication connection: SCRAM-SHA-256 (bound to the TLS channel where there is
+//! one), MD5, and cleartext over TLS only.
+
+use bytes::BytesMut;
+use fallible_iterator::FallibleIterator as _;
+use postgres_protocol::authentication::md5_hash;
+use postgres_protocol::authentication::sasl::{
+    ChannelBinding, SCRAM_SHA_256, SCRAM_SHA_256_PLUS, ScramSha256,
+};
+use postgres_protocol::message::backend::{AuthenticationSaslBody, Message};
+use postgres_protocol::message::frontend;
+
+use super::credentials::Credentials;
+use super::error::ConnectError;
+use super::replication::Wire;
+
+/// Answers the server's request for authentication, up to `AuthenticationOk`.
+pub(super) async fn authenticate(wire: &mut Wire, credentials: &Credentials) -> Result<(), ConnectError> {
+    let password = credentials.password.as_bytes();
+    match next(wire).await? {
+        Message::AuthenticationOk => return Ok(()),
+        Message::AuthenticationCleartextPassword if !wire.transport.is_encrypted() => {
+            return Err(ConnectError::Authentication(
+                "the server asks for the password in cleartext on a connection that is not encrypted".into(),
+            ));
+        }
+        Message::AuthenticationCleartextPassword => send_password(wire, password).await?,
+        Message::AuthenticationMd5Password(body) => {
+            let hash = md5_hash(credentials.username.as_bytes(), password, body.salt());
+            send_password(wire, hash.as_bytes()).await?;
+        }
+        Message::AuthenticationSasl(body) => scram(wire, &body, password).await?,
+        _ => return Err(ConnectError::Authentication("the server asks for an unsupported method".into())),
+    }
+    match next(wire).await? {
+        Message::AuthenticationOk => Ok(()),
+        _ => Err(unexpected()),
+    }
+}
+
+async fn scram(wire: &mut Wire, body: &AuthenticationSaslBody, password: &[u8]) -> Result<(), ConnectError> {
+    let mechanisms: Vec<&str> = body.mechanisms().collect().map_err(ConnectError::from_io)?;
+    let binding = wire.transport.end_point().map(<[u8]>::to_vec);
+    let (mechanism, binding) = match binding {
+        Some(hash) if mechanisms.contains(&SCRAM_SHA_256_PLUS) => {
+            (SCRAM_SHA_256_PLUS, ChannelBinding::tls_server_end_point(hash))
+        }
+        Some(_) => (SCRAM_SHA_256, ChannelBinding::unrequested()),
+        None => (SCRAM_SHA_256, ChannelBinding::unsupported()),
+    };
+    if !mechanisms.contains(&mechanism) {
+        return Err(ConnectError::Authentication(format!(
+            "the server offers {} and not SCRAM-SHA-256",
+            mechanisms.join(", ")
+        )));
+    }
+    let mut scram = ScramSha256::new(password, binding);
+    let mut buffer = BytesMut::new();
+    frontend::sasl_initial_response(mechanism, scram.message(), &mut buffer)
+        .map_err(ConnectError::from_io)?;
+    wire.send(&buffer).await.map_err(ConnectError::from_io)?;
+
+    let Message::AuthenticationSaslContinue(challenge) = next(wire).await? else { return Err(unexpected()) };
+    scram.update(challenge.data()).map_err(|error| proof_failed(&error))?;
+    buffer.clear();
+    frontend::sasl_response(scram.message(), &mut buffer).map_err(ConnectError::from_io)?;
+    wire.send(&buffer).await.map_err(ConnectError::from_io)?;
+
+    let Message::AuthenticationSaslFinal(signature) = next(wire).await? else { return Err(unexpected()) };
+    scram.finish(signature.data()).map_err(|error| proof_failed(&error))
+}
+
+fn proof_failed(error: &std::io::Error) -> ConnectError {
+    ConnectError::Authentication(format!("the server does not prove that it knows the password: {error}"))
+}
+
+fn unexpected() -> ConnectError {
+    ConnectError::Protocol("an unexpected message during authentication".into())
+}
+
+async fn send_password(wire: &mut Wire, password: &[u8]) -> Result<(), ConnectError> {
+    let mut buffer = BytesMut::new();
+    frontend::password_message(password, &mut buffer).map_err(ConnectError::from_io)?;
+    wire.send(&buffer).await.map_err(ConnectError::from_io)
+}
+
+async fn next(wire: &mut Wire) -> Result<Message, ConnectError> {
+    wire.message().await.map_err(ConnectError::from)
+}
