@@ -1,5 +1,8 @@
 //! The worker of Penstock.
 
+pub mod batch;
 pub mod change;
+pub mod checkpoint;
 pub mod failure;
 pub mod postgres;
+pub mod sink;
