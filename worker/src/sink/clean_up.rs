@@ -15,7 +15,7 @@ const TABLES: [&str; 5] = ["checkpoint", "table_state", "assignment", "ownership
 pub async fn names_uid(endpoint: &Endpoint, uid: &str) -> Result<String, Failure> {
     let session = session::open(endpoint, "penstock clean-up", Purpose::Control).await?;
     let read = async {
-        if !has_state(&session).await? {
+        if !has_state(&session.client).await? {
             return Ok(None);
         }
         let sql = "SELECT names_uid FROM penstock.checkpoint WHERE uid = $1 ORDER BY shard LIMIT 1";

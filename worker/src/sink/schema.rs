@@ -28,7 +28,7 @@ const VERSION_TABLE: &str = "CREATE TABLE penstock.version (
 /// Makes the schema, or moves it forward. Any number of workers may do so at once.
 pub(super) async fn install(session: &mut Session) -> Result<(), Failure> {
     let doing = "looking for the schema penstock";
-    if read_version(session).await.map_err(|error| failed(&error, doing))?.check()? {
+    if read_version(&session.client).await.map_err(|error| failed(&error, doing))?.check()? {
         return Ok(());
     }
     let doing = "making the schema penstock (the role needs CREATE on the database)";

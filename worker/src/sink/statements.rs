@@ -84,8 +84,11 @@ fn whole_row(plan: &Plan, numbers: std::ops::RangeFrom<usize>) -> String {
     let given: Vec<_> =
         columns.iter().map(|(column, number)| format!("${number}::{}", column.cast_sql)).collect();
     // A ctid is unique within one table only.
-    let (place, same_place) =
-        if plan.is_partitioned { ("(target.tableoid, target.ctid)", "same.tableoid, same.ctid") } else { ("target.ctid", "same.ctid") };
+    let (place, same_place) = if plan.is_partitioned {
+        ("(target.tableoid, target.ctid)", "same.tableoid, same.ctid")
+    } else {
+        ("target.ctid", "same.ctid")
+    };
     format!(
         "{place} = (SELECT {same_place} FROM {table} AS same WHERE ROW({})::pg_catalog.record \
          OPERATOR(pg_catalog.*=) ROW({})::pg_catalog.record LIMIT 1)",
