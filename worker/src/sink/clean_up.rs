@@ -11,8 +11,8 @@ use crate::postgres::{Endpoint, Session};
 const TABLES: [&str; 5] = ["checkpoint", "table_state", "assignment", "ownership", "adoption"];
 
 /// The UID that the pipeline's slots and publication are named after: its own, or that of the pipeline whose state
-/// it adopted. To be asked before [`clean_up`], which forgets it.
-pub async fn names_uid(endpoint: &Endpoint, uid: &str) -> Result<String, Failure> {
+/// it adopted. `None`: the sink holds no state of it. To be asked before [`clean_up`], which forgets it.
+pub async fn names_uid(endpoint: &Endpoint, uid: &str) -> Result<Option<String>, Failure> {
     let session = session::open(endpoint, "penstock clean-up", Purpose::Control).await?;
     let read = async {
         if !has_state(&session.client).await? {
@@ -21,9 +21,7 @@ pub async fn names_uid(endpoint: &Endpoint, uid: &str) -> Result<String, Failure
         let sql = "SELECT names_uid FROM penstock.checkpoint WHERE uid = $1 ORDER BY shard LIMIT 1";
         session.query_opt(sql, &[&uid]).await?.map(|row| row.try_get(0)).transpose()
     };
-    let found: Option<String> =
-        read.await.map_err(|error: Error| failed(&error, "reading the pipeline's state in the sink"))?;
-    Ok(found.unwrap_or_else(|| uid.to_owned()))
+    read.await.map_err(|error: Error| failed(&error, "reading the pipeline's state in the sink"))
 }
 
 /// Removes the pipeline's state, and the schema `penstock` when no state of any pipeline is left in it. The copied
