@@ -33,7 +33,7 @@ impl<'a> TableWriter<'a> {
             self.check_width(row)?;
         }
         let is_text = |row: &Row| row.0.iter().any(|value| matches!(value, Value::Text(_)));
-        if rows.len() < COPY_ROWS_MIN || rows.iter().any(is_text) {
+        if rows.len() < COPY_ROWS_MIN || !self.plan.is_binary() || rows.iter().any(is_text) {
             self.insert_one_by_one(rows).await
         } else {
             self.copy(rows).await

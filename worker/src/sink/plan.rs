@@ -33,6 +33,8 @@ pub(super) struct PlanColumn {
     pub(super) equality: String,
     /// See `SinkColumn::element_oid`.
     pub(super) element_oid: Option<u32>,
+    /// See `SinkColumn::has_binary_format`.
+    pub(super) has_binary_format: bool,
 }
 
 /// A type of the stream that the sink's column does not take; its name is asked of the sink.
@@ -94,6 +96,11 @@ impl Plan {
             .filter_map(|(place, column)| column.as_ref().map(|column| (place, column)))
     }
 
+    /// Whether rows can go by binary COPY.
+    pub(super) fn is_binary(&self) -> bool {
+        self.written().all(|(_, column)| column.has_binary_format)
+    }
+
     /// The columns that name a row, with their places in the stream's rows.
     pub(super) fn key_columns(&self) -> impl Iterator<Item = (usize, &PlanColumn)> {
         self.key.iter().filter_map(|place| Some((*place, self.columns.get(*place)?.as_ref()?)))
@@ -129,6 +136,7 @@ fn plan_column<'a>(
         cast_sql: existing.cast_sql.clone(),
         equality: existing.equality.clone(),
         element_oid: existing.element_oid,
+        has_binary_format: existing.has_binary_format,
     })
 }
 
