@@ -24,7 +24,8 @@ build_binaries() {
 }
 
 build_binary() (
-  [[ ! -x $(binary "$1") ]] || exit 0
+  path=$(binary "$1")
+  [[ ! -x $path ]] || exit 0
   lock_cache
   build_binary_alone "$1"
 )

@@ -3,8 +3,11 @@
 # shellcheck shell=bash
 
 make_rootfs() {
-  mmdebstrap --quiet --variant=extract --hook-dir=/usr/share/mmdebstrap/hooks/merged-usr \
-    --include="$1" bookworm "$2" >&2
+  mmdebstrap --variant=extract --hook-dir=/usr/share/mmdebstrap/hooks/merged-usr \
+    --include="$1" bookworm "$2" >mmdebstrap.log 2>&1 || {
+    tail -n 20 mmdebstrap.log >&2
+    return 1
+  }
   # What the packages' scripts would have made.
   cp "$2/usr/share/base-passwd/passwd.master" "$2/etc/passwd"
   cp "$2/usr/share/base-passwd/group.master" "$2/etc/group"

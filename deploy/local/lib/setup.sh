@@ -15,7 +15,7 @@ readonly PACKAGE_OF=(
   mmdebstrap:mmdebstrap
   buildah:buildah
   openssl:openssl
-  jq:jq
+  curl:curl
   cc:gcc
   /etc/ssl/certs/ca-certificates.crt:ca-certificates
   /usr/share/doc/libc6-dev:libc6-dev
@@ -58,7 +58,7 @@ forbid_default_database() {
 }
 
 apt_get() {
-  apt-get -qq -o Dpkg::Options::=--force-confold "$@" >&2 ||
+  apt-get -qq -o Dpkg::Options::=--force-confold "$@" >/dev/null ||
     die "apt-get $1 failed: the lines above say why; run 'cluster setup' again when it is mended"
 }
 
