@@ -1,7 +1,7 @@
 # The Go programs of a cluster, built once per content of their inputs.
 # shellcheck shell=bash
 
-readonly GO_PROGRAMS=(kube coredns helm pause)
+readonly GO_PROGRAMS=(kube coredns helm volumes pause)
 
 # binary NAME: the path at which the program is cached. The name holds a hash of everything that goes
 # into the build, so that a stale one is never found.
@@ -24,7 +24,8 @@ build_binaries() {
 }
 
 build_binary() (
-  [[ ! -x $(binary "$1") ]] || exit 0
+  path=$(binary "$1")
+  [[ ! -x $path ]] || exit 0
   lock_cache
   build_binary_alone "$1"
 )
@@ -59,7 +60,7 @@ build_time_of() {
   case $1 in
     kube) echo "6 minutes" ;;
     coredns) echo "3 minutes" ;;
-    helm) echo "1 minute" ;;
+    helm | volumes) echo "1 minute" ;;
     *) echo "seconds" ;;
   esac
 }

@@ -65,9 +65,10 @@ init_pid() {
   done < <(cat "$(tracking_cgroup)/node/cgroup.procs" 2>/dev/null)
 }
 
+# In every hierarchy: beside v1 ones, runc makes its folders in `unified`, too.
 remove_cgroups() {
-  local hierarchy
-  while read -r hierarchy; do
-    [[ ! -d $hierarchy/$CGROUP ]] || find "$hierarchy/$CGROUP" -depth -type d -exec rmdir {} +
-  done < <(cgroup_hierarchies)
+  local folder
+  for folder in /sys/fs/cgroup/{,*/}"$CGROUP"; do
+    [[ ! -d $folder ]] || find "$folder" -depth -type d -exec rmdir {} +
+  done
 }

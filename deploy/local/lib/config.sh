@@ -2,8 +2,7 @@
 # shellcheck shell=bash
 
 write_configuration() {
-  mkdir -p "$STATE"/{bin,conf/cni,log,tmp,var-log,cni,etcd,kubelet,containerd}
-  chmod 1777 "$STATE/tmp"
+  mkdir -p "$STATE"/{bin,conf/cni,log,var-log,cni,etcd,kubelet,containerd,volumes}
   link_binaries
   write_containerd_configuration >"$STATE/conf/containerd.toml"
   write_pod_network_configuration >"$STATE/conf/cni/10-pods.conflist"
@@ -22,6 +21,7 @@ link_binaries() {
     ln -sfn "$(binary kube)" "$STATE/bin/$component"
   done
   ln -sfn "$(binary helm)" "$STATE/bin/helm"
+  ln -sfn "$(binary volumes)" "$STATE/bin/volumes"
 }
 
 write_node_environment() {
@@ -81,7 +81,7 @@ authentication:
 tlsCertFile: $STATE/pki/kubelet.crt
 tlsPrivateKeyFile: $STATE/pki/kubelet.key
 containerRuntimeEndpoint: unix://$STATE/containerd.sock
-volumePluginDir: $STATE/kubelet/volume-plugins
+volumePluginDir: /var/lib/kubelet/volume-plugins
 cgroupDriver: cgroupfs
 cgroupRoot: /$CGROUP
 failSwapOn: false

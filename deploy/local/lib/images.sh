@@ -33,6 +33,7 @@ image_archive() {
 }
 
 image_inputs() {
+  local program
   image_tag "$1"
   case $1 in
     base) rootfs_inputs "$BASE_PACKAGES" ;;
@@ -45,8 +46,9 @@ image_inputs() {
       cat "$REPOSITORY/deploy/images/$1.Dockerfile"
       ;;
     worker | operator)
+      program=$(cargo_binary "$1")
       image_archive base
-      cat "$(cargo_binary "$1")" "$REPOSITORY/deploy/$1.Dockerfile" /etc/ssl/certs/ca-certificates.crt | sha256sum
+      cat "$program" "$REPOSITORY/deploy/$1.Dockerfile" /etc/ssl/certs/ca-certificates.crt | sha256sum
       ;;
   esac
 }
@@ -70,7 +72,8 @@ build_node_images() {
 }
 
 build_image() (
-  [[ ! -f $(image_archive "$1") ]] || exit 0
+  archive=$(image_archive "$1")
+  [[ ! -f $archive ]] || exit 0
   need_root "building images"
   lock_cache
   case $1 in

@@ -50,7 +50,8 @@ start_node() {
     return
   fi
   stop_node
-  mkdir -p "$STATE"
+  # The node mounts folders of its own over these two, which stay empty here.
+  mkdir -p "$STATE" /var/lib/cni /var/lib/kubelet
   claim_address
   make_certificates
   write_configuration
@@ -92,10 +93,16 @@ install_add_ons() {
     die "the cluster refused an add-on: the lines above say why"
 }
 
+# After a crash the API still shows the old node as Ready and the old pod as available: only an answer of
+# DNS itself, through its Service, shows that kubelet, containerd, kube-proxy and the pod network work.
 wait_for_node() {
   wait_or_explain "the node is Ready" kubectl_of wait --for=condition=Ready "node/$NAME" --timeout=1s
-  wait_or_explain "DNS is ready" kubectl_of -n kube-system rollout status deployment/coredns --timeout=1s
+  wait_or_explain "DNS is ready" dns_is_ready
   wait_or_explain "pods can be made" kubectl_of get serviceaccount default
+}
+
+dns_is_ready() {
+  exec_in_node curl --silent --fail --max-time 1 "http://$DNS_SERVICE_IP:8181/ready"
 }
 
 wait_or_explain() {

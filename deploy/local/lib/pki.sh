@@ -20,6 +20,7 @@ make_certificates() {
   certify controller-manager /CN=system:kube-controller-manager
   certify scheduler /CN=system:kube-scheduler
   certify proxy /CN=system:kube-proxy
+  certify volumes /CN=penstock:volumes
   touch "$pki/complete"
 }
 

@@ -3,14 +3,20 @@
 # shellcheck shell=bash
 
 make_rootfs() {
-  mmdebstrap --quiet --variant=extract --hook-dir=/usr/share/mmdebstrap/hooks/merged-usr \
-    --include="$1" bookworm "$2" >&2
+  mmdebstrap --variant=extract --hook-dir=/usr/share/mmdebstrap/hooks/merged-usr \
+    --include="$1" bookworm "$2" >mmdebstrap.log 2>&1 || {
+    tail -n 20 mmdebstrap.log >&2
+    return 1
+  }
   # What the packages' scripts would have made.
   cp "$2/usr/share/base-passwd/passwd.master" "$2/etc/passwd"
   cp "$2/usr/share/base-passwd/group.master" "$2/etc/group"
   echo 'nonroot:x:65532:65532::/nonexistent:/usr/sbin/nologin' >>"$2/etc/passwd"
   echo 'nonroot:x:65532:' >>"$2/etc/group"
   [[ -e $2/etc/nsswitch.conf ]] || echo 'hosts: files dns' >"$2/etc/nsswitch.conf"
+  rm -rf "${2:?}/var/run"
+  ln -s /run "$2/var/run"
+  install -d -m 1777 "$2/tmp" "$2/var/tmp"
   # A container has its own, given by the kubelet.
   rm -rf "${2:?}"/dev "$2"/etc/{hostname,resolv.conf}
   mkdir "$2/dev"
@@ -33,5 +39,5 @@ prepare_for_postgres() {
   echo 'postgres:x:999:' >>"$1/etc/group"
   mkdir -p "$1/docker-entrypoint-initdb.d"
   # Writable for any uid, as in docker.io/library/postgres; the build may not keep an owner.
-  install -d -m 1777 "$1"/var/lib/postgresql "$1"/run/postgresql "$1"/tmp
+  install -d -m 1777 "$1/var/lib/postgresql" "$1/run/postgresql"
 }

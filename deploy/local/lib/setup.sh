@@ -15,7 +15,7 @@ readonly PACKAGE_OF=(
   mmdebstrap:mmdebstrap
   buildah:buildah
   openssl:openssl
-  jq:jq
+  curl:curl
   cc:gcc
   /etc/ssl/certs/ca-certificates.crt:ca-certificates
   /usr/share/doc/libc6-dev:libc6-dev
@@ -48,7 +48,6 @@ setup() {
     [[ " ${packages[*]} " != *" postgresql-15 "* ]] || forbid_default_database
     apt_get install --yes --no-install-recommends "${packages[@]}"
   fi
-  mkdir -p /var/lib/cni # a cluster mounts its own folder over this one
   say "everything that the cluster needs is installed"
 }
 
@@ -59,7 +58,7 @@ forbid_default_database() {
 }
 
 apt_get() {
-  apt-get -qq -o Dpkg::Options::=--force-confold "$@" >&2 ||
+  apt-get -qq -o Dpkg::Options::=--force-confold "$@" >/dev/null ||
     die "apt-get $1 failed: the lines above say why; run 'cluster setup' again when it is mended"
 }
 
@@ -93,7 +92,7 @@ need_room() {
     die "$STATES has $((disk)) MiB free, $DISK_WANTED_MB wanted: make room, or set PENSTOCK_STATE to another disk"
   # The node sees folders of its own under these names.
   case $(realpath "$STATES")/ in
-    /tmp/* | /run/* | /var/log/* | /var/lib/cni/* | /proc/* | /sys/* | /dev/*)
+    /run/* | /var/log/* | /var/lib/cni/* | /var/lib/kubelet/* | /proc/* | /sys/* | /dev/*)
       die "PENSTOCK_STATE is $STATES, but a cluster hides that folder from itself: choose one elsewhere" ;;
   esac
 }
