@@ -48,7 +48,7 @@ fn every_example_is_a_valid_manifest() {
 #[test]
 fn the_full_example_names_every_field_of_the_spec() {
     let example = read("deploy/examples/full.yaml");
-    let crd = serde_json::to_value(penstock_crds::crd::definition()).unwrap();
+    let crd = serde_json::to_value(penstock_crds::crd::definition().unwrap()).unwrap();
     let spec = &crd["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["spec"];
     let mut missing = Vec::new();
     collect_missing(spec, "spec", &example, &mut missing);
