@@ -12,6 +12,8 @@ pub const FINALIZER: &str = "penstock.dev/clean-up";
 pub const LABEL_PIPELINE: &str = "penstock.dev/pipeline";
 /// Label: revision that an object belongs to, such as `r1a2b3c4d`.
 pub const LABEL_REVISION: &str = "penstock.dev/revision";
+/// Label: UID of the pipeline that a volume belongs to.
+pub const LABEL_UID: &str = "penstock.dev/uid";
 /// Annotation a user sets on a new pipeline: UID of a deleted one whose retained state it takes over.
 pub const ANNOTATION_ADOPT: &str = "penstock.dev/adopt";
 
