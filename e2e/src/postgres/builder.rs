@@ -1,5 +1,6 @@
 //! What a test may choose of its server.
 
+use std::fmt::Write;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
@@ -89,7 +90,7 @@ impl Builder {
     fn configure(&self, folder: &Path, data: &Path, account: Account) -> Result<()> {
         let mut text = fs::read_to_string(data.join("postgresql.conf"))?;
         for (key, value) in self.defaults(folder).iter().chain(&self.settings) {
-            text.push_str(&format!("{key} = '{}'\n", value.replace('\'', "''")));
+            writeln!(text, "{key} = '{}'", value.replace('\'', "''"))?;
         }
         fs::write(data.join("postgresql.conf"), text)?;
 

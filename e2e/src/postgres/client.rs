@@ -33,15 +33,13 @@ impl Client {
     /// Runs one query and returns its rows as text.
     pub async fn rows(&self, sql: &str) -> Result<Vec<TextRow>> {
         let messages = self.client.simple_query(sql).await.with_context(|| format!("cannot run `{sql}`"))?;
-        Ok(messages
-            .into_iter()
-            .filter_map(|message| match message {
-                SimpleQueryMessage::Row(row) => {
-                    Some((0..row.len()).map(|column| row.get(column).map(str::to_owned)).collect())
-                }
-                _ => None,
-            })
-            .collect())
+        let mut rows = Vec::new();
+        for message in messages {
+            if let SimpleQueryMessage::Row(row) = message {
+                rows.push((0..row.len()).map(|column| row.get(column).map(str::to_owned)).collect());
+            }
+        }
+        Ok(rows)
     }
 
     /// First value of the first row as text.

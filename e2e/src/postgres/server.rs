@@ -19,8 +19,8 @@ use super::account::Account;
 use super::processes::{self, Watchdog};
 use super::{Builder, Client, Version};
 
-const START_MAX: Duration = Duration::from_secs(60);
-const STOP_MAX: Duration = Duration::from_secs(60);
+const START_MAX: Duration = Duration::from_mins(1);
+const STOP_MAX: Duration = Duration::from_mins(1);
 const POLL: Duration = Duration::from_millis(10);
 /// Below the ports that the kernel gives to outgoing connections, so that a restarted server finds its own free.
 const PORTS: std::ops::Range<u16> = 20_000..32_000;
@@ -66,7 +66,7 @@ impl Server {
             server.port = free_port()?;
             match server.launch().await {
                 Err(_) if server.log().contains("Address already in use") => {
-                    fs::remove_file(server.log_path())?
+                    fs::remove_file(server.log_path())?;
                 }
                 launched => return launched.map(|()| server),
             }

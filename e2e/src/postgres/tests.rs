@@ -83,7 +83,7 @@ async fn owner_that_is_going_to_be_killed() {
     let Ok(told) = std::env::var("PENSTOCK_TEST_TELL_DATA") else { return };
     let server = Server::start(Version::V15).await.unwrap();
     std::fs::write(&told, server.data().to_str().unwrap()).unwrap();
-    tokio::time::sleep(Duration::from_secs(120)).await;
+    tokio::time::sleep(Duration::from_mins(2)).await;
 }
 
 #[test]
@@ -106,7 +106,7 @@ fn server_of_a_killed_owner_is_ended_by_the_watchdog() {
 }
 
 fn wait_for<T>(mut look: impl FnMut() -> Option<T>) -> T {
-    let deadline = Instant::now() + Duration::from_secs(60);
+    let deadline = Instant::now() + Duration::from_mins(1);
     loop {
         if let Some(found) = look() {
             return found;

@@ -68,7 +68,7 @@ impl ServerError {
     }
 
     /// The reason that the SQLSTATE stands for at any time; `None` when it depends on what was being done.
-    fn reason(&self, end: End) -> Option<Reason> {
+    pub fn reason_at(&self, end: End) -> Option<Reason> {
         let class = self.code.get(..2).unwrap_or_default();
         match (class, self.code.as_str()) {
             // Shut down, starting up, ended by an administrator, a query cancelled; a standby after a failover.
@@ -195,7 +195,7 @@ impl ConnectError {
                     (End::Source, "53300", true) => Reason::NoFreeReplicationSlot,
                     // Too many connections pass; only a full disk or memory is the sink's own reason.
                     (_, "53300", _) => end.unreachable(),
-                    _ => error.reason(end).unwrap_or_else(|| end.unreachable()),
+                    _ => error.reason_at(end).unwrap_or_else(|| end.unreachable()),
                 }
             }
         }
@@ -284,7 +284,7 @@ fn server_advice(error: &ServerError, connection: &PostgresConnection) -> String
 /// `doing` completes "… failed while": `reading the tables`.
 pub fn classify_or(end: End, error: &tokio_postgres::Error, doing: &str, otherwise: Reason) -> Failure {
     if let Some(server) = error.as_db_error().map(ServerError::from) {
-        let reason = server.reason(end).unwrap_or(otherwise);
+        let reason = server.reason_at(end).unwrap_or(otherwise);
         return Failure::new(reason, format!("The {end} reported an error while {doing}: {server}."));
     }
     let is_lost = error.is_closed() || find_source::<io::Error>(error).is_some();

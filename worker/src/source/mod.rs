@@ -1,0 +1,27 @@
+//! The source stage: checks a PostgreSQL source, keeps its slot and publication, copies the rows that are there
+//! and reads the changes that follow. It yields bytes and positions; it does not look into rows.
+
+mod assignment;
+mod catalogue;
+mod constant_default;
+mod copy;
+mod error;
+mod export;
+mod identity;
+mod preflight;
+mod publication;
+mod reader;
+mod slot;
+mod stream;
+mod types;
+
+pub use assignment::assign_shards;
+pub use copy::{Chunk, ChunkReader, TableCopy};
+pub use error::SourceError;
+pub use export::{Durability, ExportedSnapshot, create_slot};
+pub use identity::{SourceIdentity, lag_now};
+pub use preflight::{Inspection, preflight};
+pub use publication::{PublicationName, drop_publication, ensure_publication};
+pub use reader::{Frame, Reader, spawn_reader};
+pub use slot::{InvalidSlotName, SlotName, SlotState, drop_slot, end_stale_walsender, slot_state};
+pub use stream::StreamRequest;

@@ -1,0 +1,277 @@
+//! The publication: which tables the source puts into the stream.
+
+use std::collections::BTreeSet;
+use std::fmt;
+use std::time::Duration;
+
+use tokio::time::{Instant, sleep};
+use tokio_postgres::{Client, Transaction};
+use tracing::info;
+
+use super::error::SourceError;
+use super::slot::short_uid;
+use crate::change::table::{SourceTable, TableName, quote_identifier, quote_literal};
+
+/// What a publication of ours is made with.
+const OPTIONS: &str = "publish = 'insert, update, delete, truncate', publish_via_partition_root = true";
+/// How long transactions that began before a table was added may go on.
+const OLD_TRANSACTIONS_TIMEOUT: Duration = Duration::from_secs(600);
+const OLD_TRANSACTIONS_POLL: Duration = Duration::from_millis(250);
+const OLD_TRANSACTIONS_LOG: Duration = Duration::from_secs(10);
+
+/// Name of a publication.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct PublicationName(String);
+
+impl PublicationName {
+    /// The publication that a pipeline makes and keeps: `penstock_<first 8 hex digits of SHA-256(UID)>`.
+    pub fn of_pipeline(uid: &str) -> Self {
+        Self(format!("penstock_{}", short_uid(uid)))
+    }
+
+    /// A publication that somebody else keeps.
+    pub fn given(name: &str) -> Self {
+        Self(name.to_owned())
+    }
+
+    /// As PostgreSQL stores it.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    fn quoted(&self) -> String {
+        quote_identifier(&self.0)
+    }
+}
+
+impl fmt::Display for PublicationName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// Makes the publication publish exactly these tables (managed), or checks that it does (given). Idempotent.
+///
+/// After tables were added it waits until every transaction that was running has ended: what such a transaction
+/// wrote before is not published. A caller that is interrupted in the wait loses nothing by not coming back to
+/// it, because the slot that gives a later copy its snapshot waits for the same transactions.
+pub async fn ensure_publication(
+    client: &mut Client,
+    name: &PublicationName,
+    tables: &[SourceTable],
+    is_managed: bool,
+) -> Result<(), SourceError> {
+    if !is_managed {
+        return match Published::read(client, name).await? {
+            Some(published) => published.check(name, tables),
+            None => Err(unsuitable(name, "does not exist", &create_statement(name, tables))),
+        };
+    }
+    if alter(client, name, tables).await? {
+        wait_for_old_transactions(client, name).await?;
+    }
+    Ok(())
+}
+
+/// Removes the publication if it is there.
+pub async fn drop_publication(client: &Client, name: &PublicationName) -> Result<(), SourceError> {
+    client
+        .batch_execute(&format!("DROP PUBLICATION IF EXISTS {}", name.quoted()))
+        .await
+        .map_err(|error| SourceError::sql(&error, "dropping its publication"))
+}
+
+/// Creates or alters the publication, one worker at a time; says whether tables were added to an existing one.
+async fn alter(
+    client: &mut Client,
+    name: &PublicationName,
+    tables: &[SourceTable],
+) -> Result<bool, SourceError> {
+    let failed = |error: tokio_postgres::Error| SourceError::sql(&error, "keeping the publication");
+    let transaction = client.transaction().await.map_err(failed)?;
+    lock(&transaction, name).await.map_err(failed)?;
+    let has_added = match Published::read(transaction.client(), name).await? {
+        None => {
+            transaction.batch_execute(&create_statement(name, tables)).await.map_err(failed)?;
+            true
+        }
+        Some(published) => {
+            let wanted: BTreeSet<&TableName> = tables.iter().map(|table| &table.name).collect();
+            let is_same = published.tables.iter().eq(wanted.iter().copied());
+            if !is_same || published.has_other_selection {
+                transaction.batch_execute(&set_tables_statement(name, tables)).await.map_err(failed)?;
+            }
+            if !published.has_all_options {
+                let sql = format!("ALTER PUBLICATION {} SET ({OPTIONS})", name.quoted());
+                transaction.batch_execute(&sql).await.map_err(failed)?;
+            }
+            wanted.iter().any(|table| !published.tables.contains(table))
+                || published.has_other_selection
+                || !published.has_all_options
+        }
+    };
+    transaction.commit().await.map_err(failed)?;
+    Ok(has_added)
+}
+
+/// Workers of several shards come here at the same time.
+async fn lock(transaction: &Transaction<'_>, name: &PublicationName) -> Result<(), tokio_postgres::Error> {
+    let sql = "SELECT pg_catalog.pg_advisory_xact_lock(pg_catalog.hashtextextended($1, 0))";
+    transaction.execute(sql, &[&format!("penstock publication {name}")]).await.map(|_| ())
+}
+
+fn create_statement(name: &PublicationName, tables: &[SourceTable]) -> String {
+    format!("CREATE PUBLICATION {} FOR TABLE {} WITH ({OPTIONS})", name.quoted(), table_list(tables))
+}
+
+fn set_tables_statement(name: &PublicationName, tables: &[SourceTable]) -> String {
+    format!("ALTER PUBLICATION {} SET TABLE {}", name.quoted(), table_list(tables))
+}
+
+/// ONLY: children by inheritance are tables of their own.
+fn table_list(tables: &[SourceTable]) -> String {
+    tables.iter().map(|table| format!("ONLY {}", table.name.quoted())).collect::<Vec<_>>().join(", ")
+}
+
+fn unsuitable(name: &PublicationName, problem: &str, statement: &str) -> SourceError {
+    let (publication, problem, statement) = (name.clone(), problem.to_owned(), statement.to_owned());
+    SourceError::PublicationUnsuitable { publication, problem, statement }
+}
+
+/// A publication as the catalogue shows it.
+struct Published {
+    /// Tables that it publishes, in order.
+    tables: BTreeSet<TableName>,
+    has_all_options: bool,
+    via_root: bool,
+    missing_operations: Vec<&'static str>,
+    publishes_generated: bool,
+    /// Tables with a row filter or a column list.
+    narrowed: Vec<TableName>,
+    /// FOR ALL TABLES, whole schemas, or narrowed tables: not what ours is made of.
+    has_other_selection: bool,
+}
+
+impl Published {
+    async fn read(client: &Client, name: &PublicationName) -> Result<Option<Self>, SourceError> {
+        let failed = |error: tokio_postgres::Error| SourceError::sql(&error, "reading the publication");
+        // Row filters, column lists and schemas came with 15, pubgencols with 18: as JSON, a row has those
+        // columns that there are.
+        let row = client
+            .query_opt(
+                "SELECT p.oid, p.puballtables, p.pubviaroot, p.pubinsert, p.pubupdate, p.pubdelete, \
+                   p.pubtruncate, coalesce(pg_catalog.to_json(p)->>'pubgencols', 'n') \
+                     NOT IN ('n', 'false') \
+                 FROM pg_catalog.pg_publication AS p WHERE p.pubname = $1::text::name",
+                &[&name.as_str()],
+            )
+            .await
+            .map_err(failed)?;
+        let Some(row) = row else { return Ok(None) };
+        let listed = client
+            .query(
+                "SELECT schemaname::text, tablename::text FROM pg_catalog.pg_publication_tables \
+                 WHERE pubname = $1::text::name",
+                &[&name.as_str()],
+            )
+            .await
+            .map_err(failed)?;
+        let named = client
+            .query(
+                "SELECT n.nspname::text, c.relname::text, \
+                   pg_catalog.to_json(r)->>'prqual' IS NOT NULL OR pg_catalog.to_json(r)->>'prattrs' IS NOT NULL \
+                 FROM pg_catalog.pg_publication_rel AS r JOIN pg_catalog.pg_class AS c ON c.oid = r.prrelid \
+                 JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace WHERE r.prpubid = $1",
+                &[&row.get::<_, u32>(0)],
+            )
+            .await
+            .map_err(failed)?;
+        let table =
+            |row: &tokio_postgres::Row| TableName::new(row.get::<_, String>(0), row.get::<_, String>(1));
+        let tables: BTreeSet<TableName> = listed.iter().map(table).collect();
+        let named_tables: BTreeSet<TableName> = named.iter().map(table).collect();
+        let narrowed: Vec<TableName> = named.iter().filter(|row| row.get(2)).map(table).collect();
+        let operations = [("insert", 3), ("update", 4), ("delete", 5), ("truncate", 6)];
+        let missing_operations: Vec<&str> = operations
+            .into_iter()
+            .filter(|(_, column)| !row.get::<_, bool>(*column))
+            .map(|(operation, _)| operation)
+            .collect();
+        let (via_root, publishes_generated): (bool, bool) = (row.get(2), row.get(7));
+        Ok(Some(Self {
+            has_other_selection: row.get(1) || !narrowed.is_empty() || tables != named_tables,
+            has_all_options: missing_operations.is_empty() && via_root && !publishes_generated,
+            tables,
+            via_root,
+            missing_operations,
+            publishes_generated,
+            narrowed,
+        }))
+    }
+
+    /// Whether everything of these tables is published.
+    fn check(&self, name: &PublicationName, tables: &[SourceTable]) -> Result<(), SourceError> {
+        let alter = |what: &str| format!("ALTER PUBLICATION {} {what}", name.quoted());
+        if !self.missing_operations.is_empty() {
+            let problem = format!("does not publish {}", self.missing_operations.join(", "));
+            let set = alter("SET (publish = 'insert, update, delete, truncate')");
+            return Err(unsuitable(name, &problem, &set));
+        }
+        if let Some(table) = tables.iter().find(|table| table.is_partitioned && !self.via_root) {
+            let problem = format!("publishes partitions of {} one by one", table.name);
+            return Err(unsuitable(name, &problem, &alter("SET (publish_via_partition_root = true)")));
+        }
+        if self.publishes_generated {
+            let set = alter("SET (publish_generated_columns = none)");
+            return Err(unsuitable(name, "publishes generated columns, which the sink computes", &set));
+        }
+        let missing: Vec<SourceTable> =
+            tables.iter().filter(|table| !self.tables.contains(&table.name)).cloned().collect();
+        if !missing.is_empty() {
+            let names: Vec<String> = missing.iter().map(|table| table.name.to_string()).collect();
+            let add = alter(&format!("ADD TABLE {}", table_list(&missing)));
+            return Err(unsuitable(name, &format!("lacks {}", names.join(", ")), &add));
+        }
+        let is_ours = |narrowed: &&TableName| tables.iter().any(|table| table.name == **narrowed);
+        if let Some(table) = self.narrowed.iter().find(is_ours) {
+            let sql = table.quoted();
+            let again =
+                format!("{}; {}", alter(&format!("DROP TABLE {sql}")), alter(&format!("ADD TABLE {sql}")));
+            return Err(unsuitable(name, &format!("has a row filter or a column list on {table}"), &again));
+        }
+        Ok(())
+    }
+}
+
+/// Waits until every transaction that has an id by now has ended.
+async fn wait_for_old_transactions(client: &Client, name: &PublicationName) -> Result<(), SourceError> {
+    let failed = |error: tokio_postgres::Error| SourceError::sql(&error, "waiting for old transactions");
+    let row = client
+        .query_one("SELECT pg_catalog.pg_snapshot_xmax(pg_catalog.pg_current_snapshot())::text", &[])
+        .await
+        .map_err(failed)?;
+    let horizon = quote_literal(row.get(0));
+    let is_over = format!(
+        "SELECT pg_catalog.pg_snapshot_xmin(pg_catalog.pg_current_snapshot()) >= {horizon}::xid8, ( \
+           SELECT pg_catalog.format('process %s, application %s, since %s', a.pid, a.application_name, a.xact_start) \
+           FROM pg_catalog.pg_stat_activity AS a WHERE a.backend_xid IS NOT NULL \
+           ORDER BY pg_catalog.age(a.backend_xid) DESC LIMIT 1)"
+    );
+    let started = Instant::now();
+    let mut next_log = started + OLD_TRANSACTIONS_LOG;
+    loop {
+        let row = client.query_one(&is_over, &[]).await.map_err(failed)?;
+        if row.get(0) {
+            return Ok(());
+        }
+        let oldest = row.get::<_, Option<String>>(1).unwrap_or_else(|| "a prepared transaction".into());
+        if started.elapsed() > OLD_TRANSACTIONS_TIMEOUT {
+            return Err(SourceError::OldTransactions { publication: name.clone(), oldest });
+        }
+        if Instant::now() >= next_log {
+            info!(publication = %name, %oldest, "tables were added: waiting for transactions that began before");
+            next_log += OLD_TRANSACTIONS_LOG;
+        }
+        sleep(OLD_TRANSACTIONS_POLL).await;
+    }
+}

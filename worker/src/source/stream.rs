@@ -1,0 +1,183 @@
+//! START_REPLICATION: the checks before it, its options, and what its errors mean.
+
+use std::time::Duration;
+
+use super::error::SourceError;
+use super::identity::{SourceIdentity, parse_lsn};
+use super::publication::PublicationName;
+use super::slot::SlotName;
+use crate::change::Lsn;
+use crate::change::table::{quote_identifier, quote_literal};
+use crate::postgres::{CopyBoth, Endpoint, ReplicationConnection, ReplicationError, ServerError, TextRow};
+
+/// Longest time without a status update.
+const STATUS_INTERVAL_MAX: Duration = Duration::from_secs(10);
+const STATUS_INTERVAL_MIN: Duration = Duration::from_millis(50);
+
+/// What is to be read.
+#[derive(Clone, Debug)]
+pub struct StreamRequest {
+    /// The slot.
+    pub slot: SlotName,
+    /// What it publishes.
+    pub publication: PublicationName,
+    /// Transactions that commit before it are not sent.
+    pub start: Lsn,
+    /// The server that `start` belongs to; another one is refused.
+    pub identity: SourceIdentity,
+    /// Bytes that may wait for the consumer.
+    pub capacity_bytes: usize,
+}
+
+/// A running stream.
+pub(super) struct Stream {
+    pub(super) copy: CopyBoth,
+    /// How often the server must hear of us.
+    pub(super) status_interval: Duration,
+}
+
+pub(super) async fn open(endpoint: &Endpoint, request: &StreamRequest) -> Result<Stream, SourceError> {
+    let mut connection = endpoint
+        .connect_replication(request.slot.as_str())
+        .await
+        .map_err(|error| SourceError::connect(endpoint, &error))?;
+    check_identity(&mut connection, &request.identity).await?;
+    let status_interval = check_slot(&mut connection, request).await?;
+    let copy = connection
+        .start_copy_both(&start_statement(request))
+        .await
+        .map_err(|error| start_error(error, request))?;
+    Ok(Stream { copy, status_interval })
+}
+
+/// Version 1 of the protocol has all that is needed: later ones add streaming of transactions in progress and
+/// two-phase commit, both of which stay off.
+fn start_statement(request: &StreamRequest) -> String {
+    let publications = quote_literal(&quote_identifier(request.publication.as_str()));
+    format!(
+        "START_REPLICATION SLOT {} LOGICAL {} (proto_version '1', publication_names {publications}, \
+         binary 'true', messages 'true')",
+        request.slot, request.start
+    )
+}
+
+/// The host name may lead to another server than a moment ago.
+async fn check_identity(
+    connection: &mut ReplicationConnection,
+    expected: &SourceIdentity,
+) -> Result<(), SourceError> {
+    let row = single_row(connection, "IDENTIFY_SYSTEM").await?;
+    let column = |place: usize| row.get(place).cloned().flatten().unwrap_or_default();
+    if column(0) != expected.system_id {
+        return Err(SourceError::Changed(format!(
+            "its system identifier is {}, and the checkpoint's is {}",
+            column(0),
+            expected.system_id
+        )));
+    }
+    if column(1) != expected.timeline.to_string() {
+        return Err(SourceError::Changed(format!(
+            "it is on timeline {}, and the checkpoint's is {}",
+            column(1),
+            expected.timeline
+        )));
+    }
+    Ok(())
+}
+
+/// Asked to start before the slot's position, the server would begin at the slot's and say nothing. Returns how
+/// often the server must hear of us: three times per `wal_sender_timeout`.
+async fn check_slot(
+    connection: &mut ReplicationConnection,
+    request: &StreamRequest,
+) -> Result<Duration, SourceError> {
+    let sql = format!(
+        "SELECT s.confirmed_flush_lsn, t.setting FROM pg_catalog.pg_settings AS t \
+         LEFT JOIN pg_catalog.pg_replication_slots AS s ON s.slot_name = {} \
+         WHERE t.name = 'wal_sender_timeout'",
+        quote_literal(request.slot.as_str())
+    );
+    let row = single_row(connection, &sql).await?;
+    if let Some(Some(confirmed)) = row.first() {
+        let confirmed = parse_lsn(confirmed)?;
+        if confirmed > request.start {
+            return Err(SourceError::SlotAhead {
+                slot: request.slot.clone(),
+                confirmed,
+                start: request.start,
+            });
+        }
+    }
+    let timeout_ms = row.get(1).and_then(|text| text.as_deref()?.parse::<u64>().ok()).unwrap_or_default();
+    if timeout_ms == 0 {
+        return Ok(STATUS_INTERVAL_MAX);
+    }
+    Ok(Duration::from_millis(timeout_ms / 3).clamp(STATUS_INTERVAL_MIN, STATUS_INTERVAL_MAX))
+}
+
+async fn single_row(connection: &mut ReplicationConnection, sql: &str) -> Result<TextRow, SourceError> {
+    let rows = connection
+        .query(sql)
+        .await
+        .map_err(|error| SourceError::replication(error, "preparing the stream"))?;
+    rows.into_iter().next().ok_or_else(|| SourceError::Protocol("no row where one should be".into()))
+}
+
+fn start_error(error: ReplicationError, request: &StreamRequest) -> SourceError {
+    let ReplicationError::Server(error) = error else {
+        return SourceError::replication(error, "starting the stream");
+    };
+    let slot = request.slot.clone();
+    let ServerError { code, message, .. } = &error;
+    match code.as_str() {
+        "55006" => SourceError::SlotInUse { slot, by: message.clone() },
+        "42704" => SourceError::SlotMissing(slot),
+        // Invalidated, or its log is removed.
+        "55000" | "58P01" => SourceError::SlotInvalidated { slot, problem: error.to_string() },
+        _ => SourceError::server(&error, "starting the stream"),
+    }
+}
+
+/// What an error in the running stream means.
+pub(super) fn stream_error(error: ReplicationError, request: &StreamRequest) -> SourceError {
+    let ReplicationError::Server(error) = error else {
+        return SourceError::replication(error, "reading changes");
+    };
+    match error.code.as_str() {
+        "42704" if error.message.contains("publication") => SourceError::PublicationUnsuitable {
+            publication: request.publication.clone(),
+            problem: format!("is gone while changes are read: {error}"),
+            statement: "CREATE PUBLICATION for the tables of the pipeline, then delete the pipeline with \
+                        deletionPolicy Delete and create it again: changes before the new publication are lost"
+                .into(),
+        },
+        "55000" | "58P01" => {
+            SourceError::SlotInvalidated { slot: request.slot.clone(), problem: error.to_string() }
+        }
+        _ => SourceError::server(&error, "reading changes"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_quoted_where_the_server_reads_a_list_inside_a_literal() {
+        let request = StreamRequest {
+            slot: SlotName::of_shard("u", 1),
+            publication: PublicationName::given("it's \"mine\""),
+            start: Lsn(0x10),
+            identity: SourceIdentity {
+                system_id: "1".into(),
+                timeline: 1,
+                database: "d".into(),
+                server_version: 150_000,
+            },
+            capacity_bytes: 1,
+        };
+        let sql = start_statement(&request);
+        assert!(sql.contains(r#"publication_names '"it''s ""mine""'"#), "{sql}");
+        assert!(sql.contains(" LOGICAL 0/10 ("), "{sql}");
+    }
+}
