@@ -121,7 +121,7 @@ compare() {
     table 'source rows' 'sink rows' 'source hash' 'sink hash' equal "$PLAIN"
   for table in $(shop "SELECT tablename FROM pg_tables WHERE schemaname = 'public' ORDER BY 1"); do
     source=$(shop "$(content_of "$table")")
-    sink=$(warehouse "$(content_of "$table")") || sink='-|-'
+    sink=$(warehouse "$(content_of "$table")" 2>/dev/null) || sink='-|-'
     equal="${GREEN}yes${PLAIN}"
     [[ $source == "$sink" ]] || { equal="${RED}NO${PLAIN}" && differing=$((differing + 1)); }
     printf '        %-14s %12s %12s   %-16s   %-16s   %s\n' "$table" \

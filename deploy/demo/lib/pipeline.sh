@@ -95,7 +95,7 @@ kill_worker() {
     say "${RED}SIGKILL${PLAIN} to the worker: process $killed of pod $pod"
     within 60 has_restarted "$pod" "$restarts" || die "the worker was not started again: kubectl -n $NAMESPACE describe pod $pod"
   else
-    say "this cluster allows no privileged pod ($killed): the worker's pod is deleted without notice instead"
+    say "this cluster allows no privileged pod (${killed:0:100}...): the worker's pod is deleted without notice instead"
     in_demo delete pod "$pod" --grace-period=0 --force >/dev/null 2>&1
   fi
   within 120 has_new_run "$epoch" || die "no new run of the worker reached the sink: kubectl -n $NAMESPACE logs $(worker_pod)"

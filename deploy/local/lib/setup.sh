@@ -58,7 +58,7 @@ forbid_default_database() {
 }
 
 apt_get() {
-  apt-get -qq -o Dpkg::Options::=--force-confold "$@" >&2 ||
+  apt-get -qq -o Dpkg::Options::=--force-confold "$@" >/dev/null ||
     die "apt-get $1 failed: the lines above say why; run 'cluster setup' again when it is mended"
 }
 
