@@ -2,6 +2,7 @@
 
 use penstock_crds::report::{Policy, Reason};
 
+use crate::batch::BatchError;
 use crate::decode::{DecodeError, ProtocolViolation};
 
 /// An error that has reached `pipeline.rs`. The reason decides what happens next ([`Reason::policy`]).
@@ -35,5 +36,11 @@ impl From<DecodeError> for Failure {
 impl From<ProtocolViolation> for Failure {
     fn from(error: ProtocolViolation) -> Self {
         Self::new(Reason::ProtocolViolation, format!("The source's stream makes no sense: {error}. Nothing of it was applied."))
+    }
+}
+
+impl From<BatchError> for Failure {
+    fn from(error: BatchError) -> Self {
+        Self::new(Reason::ProtocolViolation, format!("The source's changes make no sense: {error}. Nothing of them was committed."))
     }
 }

@@ -15,7 +15,7 @@ use crate::settings::Settings;
 use crate::status::Status;
 
 const BACKOFF_MIN: Duration = Duration::from_millis(500);
-const BACKOFF_MAX: Duration = Duration::from_secs(20);
+const BACKOFF_MAX: Duration = Duration::from_secs(8);
 /// An attempt that lasted this long was not a failed start: the backoff begins anew.
 const SOUND_ATTEMPT: Duration = Duration::from_secs(30);
 

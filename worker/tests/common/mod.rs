@@ -92,7 +92,9 @@ impl Rig {
             }
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
-        bail!("{query}: expected {expected}, last seen {seen}")
+        let output = std::fs::read_to_string(self.state_dir(0).with_extension("log")).unwrap_or_default();
+        let tail = output.len().saturating_sub(4000);
+        bail!("{query}: expected {expected}, last seen {seen}\n--- the worker's last output\n{}", &output[tail..])
     }
 
     /// Waits until the sink's checkpoint is at or past the source's present end of log.
