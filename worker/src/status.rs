@@ -84,12 +84,19 @@ impl Status {
         }
     }
 
-    /// An attempt failed: the phase is `Retrying` or `Halted`, by the failure's policy.
+    /// An attempt failed: the phase is `Retrying` or `Halted`, by the failure's policy. A database that did not let
+    /// us in counts as unreachable.
     pub fn failed(&self, failure: &Failure, phase: WorkerPhase) {
         let mut inner = self.lock();
         inner.report.phase = phase;
         inner.report.problem = Some(Problem { reason: failure.reason, message: failure.message.clone() });
         inner.stream = StreamProgress::default();
+        for end in [End::Source, End::Sink] {
+            let is_away = [end.unreachable(), end.authentication_failed(), end.tls_failed()].contains(&failure.reason);
+            if is_away {
+                inner.reached(end, Reachability::Unreachable);
+            }
+        }
     }
 
     /// The sink gave this run its fencing number.
@@ -97,13 +104,9 @@ impl Status {
         self.lock().report.epoch = Some(epoch);
     }
 
-    /// Whether a database answered.
-    pub fn reached(&self, end: End, reachability: Reachability) {
-        let mut inner = self.lock();
-        match end {
-            End::Source => inner.report.source = reachability,
-            End::Sink => inner.report.sink = reachability,
-        }
+    /// A database answered.
+    pub fn reached(&self, end: End) {
+        self.lock().reached(end, Reachability::Reachable);
     }
 
     /// How far the first load is.
@@ -153,6 +156,15 @@ impl Status {
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Inner {
+    fn reached(&mut self, end: End, reachability: Reachability) {
+        match end {
+            End::Source => self.report.source = reachability,
+            End::Sink => self.report.sink = reachability,
+        }
     }
 }
 

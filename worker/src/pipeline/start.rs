@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use penstock_crds::names::ANNOTATION_ADOPT;
-use penstock_crds::report::{Reachability, Reason};
+use penstock_crds::report::Reason;
 use penstock_crds::table_pattern::TablePattern;
 
 use super::Context;
@@ -65,14 +65,9 @@ pub(super) async fn inspect_source(context: Context<'_>) -> Result<Source, Failu
         .map(|table| table.parse::<TablePattern>())
         .collect::<Result<Vec<_>, _>>()
         .map_err(|error| Failure::new(Reason::ManifestInvalid, error.to_string()))?;
-    let session = match endpoint.connect("penstock").await {
-        Ok(session) => session,
-        Err(error) => {
-            context.status.reached(End::Source, Reachability::Unreachable);
-            return Err(error.failure(End::Source, &endpoint.connection));
-        }
-    };
-    context.status.reached(End::Source, Reachability::Reachable);
+    let session =
+        endpoint.connect("penstock").await.map_err(|error| error.failure(End::Source, &endpoint.connection))?;
+    context.status.reached(End::Source);
     let slot = SlotName::of_shard(adopted_uid(context).unwrap_or(&settings.pipeline.uid), settings.shard);
     let inspection = source::preflight(&session, spec, &patterns, &slot).await?;
     Ok(Source { session, inspection, slot })
@@ -99,13 +94,8 @@ pub(super) async fn fence(context: Context<'_>, source: &Source, volume: &Volume
         slot: source.slot.as_str().to_owned(),
     };
     let tables = TableMap::new(pipeline.manifest.spec.sink.postgres.schema_map.clone());
-    let begun = sink::start(pipeline.sink.clone(), owner, tables, &log).await;
-    let (sink, started) = begun.inspect_err(|failure| {
-        if failure.reason == Reason::SinkUnreachable {
-            context.status.reached(End::Sink, Reachability::Unreachable);
-        }
-    })?;
-    context.status.reached(End::Sink, Reachability::Reachable);
+    let (sink, started) = sink::start(pipeline.sink.clone(), owner, tables, &log).await?;
+    context.status.reached(End::Sink);
     context.status.fenced(started.epoch);
     if let Some(revision) = &started.moved_from_revision {
         tracing::info!(from = revision, "going on where an older revision stopped");

@@ -3,7 +3,6 @@
 
 use std::time::Duration;
 
-use penstock_crds::report::Reachability;
 use tokio_util::task::AbortOnDropHandle;
 
 use super::Context;
@@ -50,7 +49,7 @@ impl Watch {
         };
         let now = source::wal_position(&session, &self.slot).await.map_err(|error| error.to_string())?;
         self.status.source_ends_at(now.end);
-        self.status.reached(End::Source, Reachability::Reachable);
+        self.status.reached(End::Source);
         self.metrics.retained_wal.set(i64::try_from(now.retained_bytes).unwrap_or(i64::MAX));
         Ok(session)
     }

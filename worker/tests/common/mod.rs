@@ -126,6 +126,10 @@ pub struct Worker {
 
 impl Worker {
     pub fn start(file: &Path, state_dir: &Path, shard: u16) -> Result<Self> {
+        Self::start_with(file, state_dir, shard, &[])
+    }
+
+    pub fn start_with(file: &Path, state_dir: &Path, shard: u16, arguments: &[String]) -> Result<Self> {
         let output = state_dir.with_extension("log");
         let log = File::options().create(true).append(true).open(&output)?;
         let child = Command::new(env!("CARGO_BIN_EXE_penstock-worker"))
@@ -135,6 +139,7 @@ impl Worker {
             .arg(file)
             .arg("--state-dir")
             .arg(state_dir)
+            .args(arguments)
             .envs(["SOURCE", "SINK"].map(|end| (format!("PENSTOCK_{end}_USERNAME"), "postgres")))
             .envs(["SOURCE", "SINK"].map(|end| (format!("PENSTOCK_{end}_PASSWORD"), PASSWORD)))
             .stdin(Stdio::null())
