@@ -10,10 +10,10 @@ use crate::failure::Failure;
 
 /// An error of a file operation; `doing` completes "… failed while".
 pub(super) fn io_failed(error: &io::Error, path: &Path, doing: &str) -> Failure {
-    match error.kind() {
-        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => full(path, doing),
-        _ => volume_failed(path, doing, &error.to_string()),
+    if matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded) {
+        return full(path, doing);
     }
+    volume_failed(path, doing, &error.to_string())
 }
 
 /// An error of SQLite.

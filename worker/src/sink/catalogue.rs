@@ -39,10 +39,8 @@ pub(super) struct SinkColumn {
     pub(super) cast_sql: String,
     /// NOT NULL, of the column or of its domain.
     pub(super) is_not_null: bool,
-    /// A row can be inserted without it.
-    pub(super) has_default: bool,
-    pub(super) is_identity_always: bool,
-    pub(super) is_generated: bool,
+    /// What it holds in a row that does not say.
+    pub(super) own_value: OwnValue,
     /// The operator that says whether two values of the type are the same key, for SQL.
     pub(super) equality: String,
     /// OID of the element type, for arrays whose element type has another OID on every server.
@@ -51,6 +49,19 @@ pub(super) struct SinkColumn {
     pub(super) has_binary_format: bool,
     /// Labels, for an enum type.
     pub(super) enum_labels: Vec<String>,
+}
+
+/// What a column holds in a row that does not say.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum OwnValue {
+    /// NULL.
+    Null,
+    /// A default, of the column or of its domain, or the next number.
+    Default,
+    /// The next number, and nothing else unless it is overridden (GENERATED ALWAYS AS IDENTITY).
+    IdentityAlways,
+    /// What its expression says, and nothing else.
+    Generated,
 }
 
 /// A unique index that can name a row: on columns only, of all rows.
@@ -63,10 +74,25 @@ pub(super) struct UniqueIndex {
     pub(super) columns: Vec<String>,
 }
 
+impl SinkColumn {
+    /// Computed from other columns.
+    pub(super) fn is_generated(&self) -> bool {
+        self.own_value == OwnValue::Generated
+    }
+}
+
 impl SinkTable {
     /// The column of that name.
     pub(super) fn column(&self, name: &str) -> Option<&SinkColumn> {
         self.columns.iter().find(|column| column.name == name)
+    }
+
+    /// The table itself, for SQL, without those that inherit from it: they are none of the pipeline's.
+    pub(super) fn only(&self) -> String {
+        match self.kind {
+            TableKind::Ordinary | TableKind::NotATable => format!("ONLY {}", self.name.quoted()),
+            TableKind::Partitioned => self.name.quoted(),
+        }
     }
 
     /// Whether a unique index names rows by exactly these columns, in whatever order.
@@ -109,8 +135,8 @@ WITH RECURSIVE base AS (
 SELECT a.attname::text, type.oid, base.modifier,
        pg_catalog.format_type(type.oid, base.modifier), pg_catalog.format_type(type.oid, -1),
        a.attnotnull OR base.is_not_null,
-       a.atthasdef OR a.attidentity <> '' OR base.has_default,
-       a.attidentity = 'a', a.attgenerated <> '',
+       CASE WHEN a.attgenerated <> '' THEN 'generated' WHEN a.attidentity = 'a' THEN 'identity'
+            WHEN a.atthasdef OR a.attidentity <> '' OR base.has_default THEN 'default' ELSE 'null' END,
        CASE
            WHEN type.typtype <> 'b' OR type.typcategory = 'A' THEN 'OPERATOR(pg_catalog.=)'
            ELSE COALESCE((SELECT pg_catalog.format('OPERATOR(%I.%s)', namespace.nspname, operator.oprname)
@@ -179,13 +205,16 @@ fn column(row: &Row) -> Result<SinkColumn, Error> {
         type_sql: row.try_get(3)?,
         cast_sql: row.try_get(4)?,
         is_not_null: row.try_get(5)?,
-        has_default: row.try_get(6)?,
-        is_identity_always: row.try_get(7)?,
-        is_generated: row.try_get(8)?,
-        equality: row.try_get(9)?,
-        element_oid: row.try_get(10)?,
-        has_binary_format: row.try_get(11)?,
-        enum_labels: row.try_get(12)?,
+        own_value: match row.try_get(6)? {
+            "generated" => OwnValue::Generated,
+            "identity" => OwnValue::IdentityAlways,
+            "default" => OwnValue::Default,
+            _ => OwnValue::Null,
+        },
+        equality: row.try_get(7)?,
+        element_oid: row.try_get(8)?,
+        has_binary_format: row.try_get(9)?,
+        enum_labels: row.try_get(10)?,
     })
 }
 

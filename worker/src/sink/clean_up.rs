@@ -43,10 +43,12 @@ async fn remove(session: &mut Session, uid: &str) -> Result<(), Error> {
         let owner = if table == "adoption" { "adopted_by" } else { "uid" };
         transaction.execute(&format!("DELETE FROM penstock.{table} WHERE {owner} = $1"), &[&uid]).await?;
     }
-    // Nobody can add a row between the look and the removal.
-    transaction.batch_execute("LOCK TABLE penstock.checkpoint IN ACCESS EXCLUSIVE MODE").await?;
     if is_empty(&transaction).await? {
-        drop_schema(&transaction).await?;
+        // Nobody can add a row between the look and the removal.
+        transaction.batch_execute("LOCK TABLE penstock.checkpoint IN ACCESS EXCLUSIVE MODE").await?;
+        if is_empty(&transaction).await? {
+            drop_schema(&transaction).await?;
+        }
     }
     transaction.commit().await
 }

@@ -1,5 +1,7 @@
 //! The statements that make a sink table like its source table. Pure.
 
+use std::fmt::Write as _;
+
 use super::owner::TableMap;
 use crate::change::ReplicaIdentity;
 use crate::change::table::{EnumType, SourceColumn, SourceTable, quote_identifier, quote_literal};
@@ -63,9 +65,9 @@ fn column_definition(column: &SourceColumn, tables: &TableMap) -> String {
 pub(super) fn nullable_definition(column: &SourceColumn, tables: &TableMap) -> String {
     let mut sql = format!("{} {}", quote_identifier(&column.name), type_sql(column, tables));
     if let Some(expression) = &column.generated {
-        sql.push_str(&format!(" GENERATED ALWAYS AS ({expression}) STORED"));
+        let _infallible = write!(sql, " GENERATED ALWAYS AS ({expression}) STORED");
     } else if let Some(default) = &column.constant_default {
-        sql.push_str(&format!(" DEFAULT {}", default_sql(column, default)));
+        let _infallible = write!(sql, " DEFAULT {}", default_sql(column, default));
     }
     sql
 }

@@ -1,6 +1,6 @@
 //! How rows of the stream go into a sink table: the stream's columns matched with the catalogue's. Pure.
 
-use super::catalogue::{SinkTable, TableKind};
+use super::catalogue::{OwnValue, SinkTable, TableKind};
 use super::compare::{
     Difference, STABLE_OIDS_END, columns_that_block_inserts, missing_key, not_a_table, takes_modifier,
 };
@@ -78,7 +78,10 @@ impl Plan {
             is_partitioned,
             columns,
             key,
-            overrides_identity: sink.columns.iter().any(|column| column.is_identity_always),
+            overrides_identity: sink
+                .columns
+                .iter()
+                .any(|column| column.own_value == OwnValue::IdentityAlways),
             order_matters,
         })
     }
@@ -124,7 +127,7 @@ fn plan_column<'a>(
         misfit.missing.push(column);
         return None;
     };
-    if existing.is_generated {
+    if existing.is_generated() {
         return None;
     }
     let is_stable = column.type_oid < STABLE_OIDS_END;
@@ -154,7 +157,7 @@ fn key_places(relation: &Relation, sink: &SinkTable, misfit: &mut Misfit<'_>) ->
                 index
                     .columns
                     .iter()
-                    .all(|name| sink.column(name).is_some_and(|c| c.is_not_null && !c.is_generated))
+                    .all(|name| sink.column(name).is_some_and(|c| c.is_not_null && !c.is_generated()))
             })
             .find_map(|index| index.columns.iter().map(place).collect::<Option<Vec<_>>>())
             .unwrap_or_default(),

@@ -8,7 +8,7 @@ use super::plan::Plan;
 use super::statements::{Shape, sql};
 use crate::change::RelationId;
 
-/// A table with many TOASTed columns has many shapes of UPDATE; the least used ones are forgotten.
+/// A table with many large columns has many shapes of UPDATE (each leaves out others); the least used are forgotten.
 const STATEMENTS_MAX: usize = 512;
 
 /// Prepared statements of one session.

@@ -12,6 +12,8 @@ pub(super) struct Run {
     pub(super) uid: String,
     pub(super) shard: i32,
     pub(super) epoch: i64,
+    /// Random: epochs come again in a sink that was restored to an older state, runs do not.
+    pub(super) run_id: String,
     pub(super) layout: i64,
 }
 
@@ -19,21 +21,25 @@ impl Run {
     /// Holds the fence until the transaction ends, beside other sessions of this run: the next run of the shard
     /// waits for them to end before it begins. `false`: it has begun.
     pub(super) async fn hold_shared(&self, client: &impl GenericClient) -> Result<bool, Error> {
-        let sql = "SELECT FROM penstock.checkpoint WHERE uid = $1 AND shard = $2 AND epoch = $3 AND layout = $4 FOR SHARE";
-        let held = client.query_opt(sql, &[&self.uid, &self.shard, &self.epoch, &self.layout]).await?;
-        Ok(held.is_some())
+        self.is_found(client, " FOR SHARE").await
+    }
+
+    /// Whether this run still owns the shard, without holding it.
+    pub(super) async fn is_current(&self, client: &impl GenericClient) -> Result<bool, Error> {
+        self.is_found(client, "").await
+    }
+
+    async fn is_found(&self, client: &impl GenericClient, lock: &str) -> Result<bool, Error> {
+        let Self { uid, shard, epoch, run_id, layout } = self;
+        let sql = format!(
+            "SELECT FROM penstock.checkpoint WHERE uid = $1 AND shard = $2 AND epoch = $3 AND layout = $5 \
+             AND run_id = $4::pg_catalog.text::pg_catalog.uuid{lock}"
+        );
+        Ok(client.query_opt(&sql, &[uid, shard, epoch, run_id, layout]).await?.is_some())
     }
 
     /// The failure when it does not hold.
     pub(super) fn lost(&self) -> Failure {
         fenced(&format!("this run has epoch {}", self.epoch))
-    }
-
-    /// Whether this run still owns the shard, without holding it.
-    pub(super) async fn is_current(&self, client: &impl GenericClient) -> Result<bool, Error> {
-        let sql =
-            "SELECT FROM penstock.checkpoint WHERE uid = $1 AND shard = $2 AND epoch = $3 AND layout = $4";
-        let found = client.query_opt(sql, &[&self.uid, &self.shard, &self.epoch, &self.layout]).await?;
-        Ok(found.is_some())
     }
 }

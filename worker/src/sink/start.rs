@@ -4,7 +4,7 @@ use penstock_crds::report::Reason;
 use postgres_types::PgLsn;
 use tokio_postgres::{Row, Transaction};
 
-use super::error::failed;
+use super::error::{failed, fenced};
 use super::owner::{Owner, TableMap};
 use super::run::Run;
 use super::session::{self, Purpose};
@@ -112,15 +112,12 @@ async fn take_fence(
     let doing = "taking the fence";
     let transaction = session.transaction().await.map_err(|error| failed(&error, doing))?;
     refuse_if_adopted(&transaction, owner).await?;
-    let row = match lock_row(&transaction, owner).await? {
-        Some(row) => row,
-        None => {
-            make_row(&transaction, owner, sink, source).await?;
-            lock_row(&transaction, owner).await?.ok_or_else(|| {
-                super::error::fenced("the state of the pipeline was removed while this run began")
-            })?
-        }
-    };
+    let mut found = lock_row(&transaction, owner).await?;
+    if found.is_none() {
+        make_row(&transaction, owner, sink, source).await?;
+        found = lock_row(&transaction, owner).await?;
+    }
+    let row = found.ok_or_else(|| fenced("the state of the pipeline was removed while this run began"))?;
     row.check(owner, sink, source)?;
     let started = bump(&transaction, owner, sink, &row).await.map_err(|error| failed(&error, doing))?;
     transaction.commit().await.map_err(|error| failed(&error, doing))?;
@@ -279,6 +276,8 @@ async fn adopt(transaction: &Transaction<'_>, owner: &Owner, old: &str) -> Resul
         let sql = format!("UPDATE penstock.{table} SET uid = $1 WHERE uid = $2");
         transaction.execute(&sql, &[&owner.uid, &old]).await.map_err(error)?;
     }
+    let rename = "UPDATE penstock.ownership SET namespace = $2, name = $3 WHERE uid = $1";
+    transaction.execute(rename, &[&owner.uid, &owner.namespace, &owner.name]).await.map_err(error)?;
     Ok(taken > 0)
 }
 
@@ -289,11 +288,12 @@ async fn bump(
     before: &Before,
 ) -> Result<(Run, Started), tokio_postgres::Error> {
     let shard = i32::from(owner.shard);
-    let sql = "UPDATE penstock.checkpoint SET epoch = epoch + 1, namespace = $3, name = $4, revision = $5, \
+    let sql = "UPDATE penstock.checkpoint SET epoch = epoch + 1, run_id = pg_catalog.gen_random_uuid(), namespace = $3, name = $4, revision = $5, \
                    revision_number = COALESCE($6, revision_number), sink_system_id = $7, sink_timeline = $8, \
                    volume_id = $9::pg_catalog.text::pg_catalog.uuid, updated_at = pg_catalog.now() \
                WHERE uid = $1 AND shard = $2 \
-               RETURNING epoch, layout, names_uid, slot, sequence, commit_lsn, xid, ordinal, end_lsn";
+               RETURNING epoch, layout, names_uid, slot, sequence, commit_lsn, xid, ordinal, end_lsn, \
+                   run_id::pg_catalog.text";
     let row = transaction
         .query_one(
             sql,
@@ -310,7 +310,13 @@ async fn bump(
             ],
         )
         .await?;
-    let run = Run { uid: owner.uid.clone(), shard, epoch: row.try_get(0)?, layout: row.try_get(1)? };
+    let run = Run {
+        uid: owner.uid.clone(),
+        shard,
+        epoch: row.try_get(0)?,
+        run_id: row.try_get(9)?,
+        layout: row.try_get(1)?,
+    };
     let started = Started {
         epoch: run.epoch,
         checkpoint: read_checkpoint(&row)?,

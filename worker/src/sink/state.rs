@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use postgres_types::PgLsn;
 use tokio_postgres::{Error, Transaction};
 
+use super::catalogue::read_table;
 use super::error::{failed, rows_refused};
 use super::{Sink, ownership, schema};
 use crate::change::Lsn;
@@ -28,11 +29,12 @@ impl Sink {
         let doing = format!("emptying the sink table {sink}");
         let transaction = fenced_transaction(&mut self.session, &self.run, &doing).await?;
         let emptied = async {
-            let name = sink.quoted();
+            let Some(found) = read_table(&transaction, &sink).await? else { return Ok(()) };
+            let only = found.only();
             // A table that others refer to by foreign key cannot be truncated, but is empty the first time.
-            let look = format!("SELECT EXISTS (SELECT FROM {name})");
+            let look = format!("SELECT EXISTS (SELECT FROM {only})");
             if transaction.query_one(&look, &[]).await?.try_get(0)? {
-                transaction.batch_execute(&format!("TRUNCATE TABLE {name}")).await?;
+                transaction.batch_execute(&format!("TRUNCATE TABLE {only}")).await?;
             }
             Ok(())
         };

@@ -107,22 +107,20 @@ impl Sink {
         let claim = ownership::read(&transaction, owner, &source.name, &name).await.map_err(error)?;
         claim.refuse(&source.name, &name)?;
         let exists = read_table(&transaction, &name).await.map_err(error)?.is_some();
+        match known {
+            Some((sink, state)) if sink == name && exists && claim == Claim::Ours => return Ok(state),
+            // New, or it goes somewhere else now, or its sink table was dropped by hand: it is copied from its beginning.
+            Some(_) | None => {}
+        }
         if !exists {
             create(&transaction, source, &name, tables).await.map_err(error)?;
         } else if claim == Claim::Free && first_copy == FirstCopy::Copied {
             refuse_rows(&transaction, &name).await.map_err(error)??;
         }
         ownership::claim(&transaction, owner, &source.name, &name).await.map_err(error)?;
-        let state = match known {
-            // A sink table that was dropped by hand is copied again.
-            Some((sink, state)) if sink == name && exists => state,
-            Some(_) | None => {
-                write_copying(&transaction, &owner.uid, &source.name, &name).await.map_err(error)?;
-                TableState::Copying
-            }
-        };
+        write_copying(&transaction, &owner.uid, &source.name, &name).await.map_err(error)?;
         transaction.commit().await.map_err(error)?;
-        Ok(state)
+        Ok(TableState::Copying)
     }
 }
 

@@ -53,7 +53,8 @@ enum State {
 
 /// The fence comes first: without it nothing else is done.
 const FENCE: &str = "SELECT layout FROM penstock.checkpoint \
-    WHERE uid = $1 AND shard = $2 AND epoch = $3 AND sequence = $4 FOR NO KEY UPDATE";
+    WHERE uid = $1 AND shard = $2 AND epoch = $3 AND sequence = $4 \
+    AND run_id = $5::pg_catalog.text::pg_catalog.uuid FOR NO KEY UPDATE";
 
 /// The checkpoint moves last, and never backward.
 const ADVANCE: &str = "UPDATE penstock.checkpoint SET sequence = $5, commit_lsn = $6, xid = $7, ordinal = $8, end_lsn = $9, \
@@ -88,26 +89,30 @@ impl Writer {
     /// # Errors
     /// `SinkTableMismatch`, with the statements that would make the sink table fit.
     pub async fn describe(&mut self, relation: &Relation) -> Result<TableTraits, Failure> {
-        let name = self.tables.sink_name(&TableName::new(&relation.schema, &relation.name));
         self.prepared.forget(relation.id);
         self.plans.remove(&relation.id);
-        let doing = format!("reading the sink table {name}");
-        let table = read_table(&self.session.client, &name).await.map_err(|error| failed(&error, &doing))?;
-        let Some(table) = table else {
-            let message = format!(
-                "The sink table {name} is gone. Create it again, with the rows that the source had; or restart the worker, \
-                 which copies it again."
-            );
-            return Err(Failure::new(Reason::SinkTableMismatch, message));
-        };
-        match Plan::new(relation, &table) {
+        match self.match_columns(relation).await {
             Ok(plan) => {
                 let traits = plan.traits();
                 self.plans.insert(relation.id, Arc::new(plan));
                 Ok(traits)
             }
+            Err(failure) => Err(self.give_up(failure).await),
+        }
+    }
+
+    async fn match_columns(&self, relation: &Relation) -> Result<Plan, Failure> {
+        let name = self.tables.sink_name(&TableName::new(&relation.schema, &relation.name));
+        let doing = format!("reading the sink table {name}");
+        let error = |error: Error| failed(&error, &doing);
+        let Some(table) = read_table(&self.session.client, &name).await.map_err(error)? else {
+            let message = format!("The sink table {name} is gone. It is made anew and copied again.");
+            return Err(Failure::new(Reason::SinkTableMismatch, message));
+        };
+        match Plan::new(relation, &table) {
+            Ok(plan) => Ok(plan),
             Err(misfit) => {
-                let found = self.differences(&name, misfit).await.map_err(|error| failed(&error, &doing))?;
+                let found = self.differences(&name, misfit).await.map_err(error)?;
                 Err(mismatch(&[(name, found)]))
             }
         }
@@ -168,16 +173,17 @@ impl Writer {
 
     /// Both go out together; the fence is of no use if BEGIN fails, and does no harm.
     async fn take_fence(&self) -> Result<(), Failure> {
-        let Run { uid, shard, epoch, layout } = &self.run;
-        let parameters: [&(dyn postgres_types::ToSql + Sync); 4] = [uid, shard, epoch, &self.sequence];
+        let Run { uid, shard, epoch, run_id, layout } = &self.run;
+        let parameters: [&(dyn postgres_types::ToSql + Sync); 5] =
+            [uid, shard, epoch, &self.sequence, run_id];
         let begin = self.session.batch_execute(
             "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE; SET LOCAL synchronous_commit = on",
         );
         let fence = self.session.query_opt(&self.fence, &parameters);
-        let (begun, held) = futures::future::join(begin, fence).await;
-        let held = begun.and(held).map_err(|error| failed(&error, "taking the fence"))?;
+        let (opened, row) = futures::future::join(begin, fence).await;
+        let row = opened.and(row).map_err(|error| failed(&error, "taking the fence"))?;
         let found: Option<i64> =
-            held.map(|row| row.try_get(0)).transpose().map_err(|error| failed(&error, "taking the fence"))?;
+            row.map(|row| row.try_get(0)).transpose().map_err(|error| failed(&error, "taking the fence"))?;
         if found == Some(*layout) {
             return Ok(());
         }
@@ -254,17 +260,23 @@ impl Writer {
         self.session.batch_execute("COMMIT").await.map_err(|error| commit_failed(&error))
     }
 
-    /// After a failure the fence is read again before anything is made of it: a run that was replaced says so, and
-    /// not that the sink is wrong.
     async fn settle(&mut self, outcome: Result<(), Failure>) -> Result<(), Failure> {
-        let Err(failure) = outcome else {
-            self.transaction = State::Open;
-            return Ok(());
-        };
+        match outcome {
+            Ok(()) => {
+                self.transaction = State::Open;
+                Ok(())
+            }
+            Err(failure) => Err(self.give_up(failure).await),
+        }
+    }
+
+    /// Rolls back. The fence is read again before anything is made of the failure: a run that was replaced says
+    /// so, and not that the sink is wrong.
+    async fn give_up(&mut self, failure: Failure) -> Failure {
         self.roll_back().await;
         match self.run.is_current(&self.session.client).await {
-            Ok(false) => Err(self.run.lost()),
-            Ok(true) | Err(_) => Err(failure),
+            Ok(false) => self.run.lost(),
+            Ok(true) | Err(_) => failure,
         }
     }
 

@@ -1,11 +1,12 @@
 //! Only one run of a shard commits, and no batch twice.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use penstock_crds::report::{Policy, Reason};
 use penstock_e2e::proxy::{Mode, Proxy};
 use penstock_worker::change::ReplicaIdentity;
-use penstock_worker::sink::{self, FirstCopy, TableMap};
+use penstock_worker::sink::{self, CopyFormat, FirstCopy, Sink, TableMap};
 use tokio::time::timeout;
 
 use crate::support::*;
@@ -61,28 +62,61 @@ async fn transaction_of_an_older_run_is_ended_by_the_next() {
     assert_eq!(database.lines("SELECT * FROM t").await, [""; 0]);
 }
 
+/// A run whose sessions nobody can end: the next one has another role.
+async fn zombie(database: &Database) -> Sink {
+    let role = format!("zombie_{}", database.name);
+    database.sql.run(&format!("CREATE ROLE {role} LOGIN SUPERUSER")).await.unwrap();
+    let endpoint = database.endpoint_at(server().await.port, &role);
+    sink::start(endpoint, owner(), TableMap::default(), &source()).await.unwrap().0
+}
+
 #[tokio::test]
 async fn zombie_cannot_touch_tables() {
     let database = Database::new().await;
-    let (mut zombie, _) = database.start(owner()).await;
+    let mut zombie = zombie(&database).await;
     ensure(&mut zombie, &[t()]).await;
     let name = t().name;
-    let (fresh, _) = database.start(owner()).await;
-    // Its own session was ended; what it could still open is refused by the fence.
     let mut loader = zombie.loader().await.unwrap();
-    let nothing = futures::stream::empty();
-    let columns = ["id".to_owned(), "note".to_owned()];
-    let format = sink::CopyFormat::Binary;
-    assert_failed(loader.load_chunk(&name, &columns, format, nothing).await, Reason::Fenced);
-    for result in [
-        zombie.restart_copy(&name).await,
-        zombie.mark_ready(&name, after(1).end_lsn).await,
-        zombie.assign(&std::collections::BTreeMap::new()).await,
-        zombie.ensure_tables(&[t()], FirstCopy::Copied).await.map(drop),
-    ] {
-        assert_eq!(result.unwrap_err().policy(), Policy::Retry);
-    }
-    drop(fresh);
+    let (_fresh, _) = database.start(owner()).await;
+    let loaded =
+        loader.load_chunk(&name, &["id".to_owned()], CopyFormat::Binary, futures::stream::empty()).await;
+    assert_failed(loaded, Reason::Fenced);
+    assert_failed(zombie.restart_copy(&name).await, Reason::Fenced);
+    assert_failed(zombie.mark_ready(&name, after(1).end_lsn).await, Reason::Fenced);
+    assert_failed(zombie.assign(&BTreeMap::new()).await, Reason::Fenced);
+    assert_failed(
+        zombie.ensure_tables(&[table("u", &[("id", INT8, "bigint")])], FirstCopy::Copied).await,
+        Reason::Fenced,
+    );
+    assert_eq!(database.lines("SELECT state FROM penstock.table_state").await, ["copying"]);
+}
+
+#[tokio::test]
+async fn zombie_is_told_that_it_is_one_and_not_that_the_sink_is_wrong() {
+    let database = Database::with(CREATE_ID_AND_NOTE).await;
+    let zombie = zombie(&database).await;
+    let mut writer = zombie.writer(0).await.unwrap();
+    database.start(owner()).await;
+    database.sql.run("ALTER TABLE t DROP COLUMN note").await.unwrap();
+    assert_failed(writer.describe(&id_and_note()).await, Reason::Fenced);
+}
+
+/// The sink is restored to before the last start: the next start gets the same epoch as the run that is still there.
+#[tokio::test]
+async fn run_from_before_a_restore_cannot_commit() {
+    let database = Database::with(CREATE_ID_AND_NOTE).await;
+    database.start(owner()).await;
+    database.sql.run("CREATE TABLE backup AS SELECT * FROM penstock.checkpoint").await.unwrap();
+    let zombie = zombie(&database).await;
+    database
+        .sql
+        .run("DELETE FROM penstock.checkpoint; INSERT INTO penstock.checkpoint SELECT * FROM backup")
+        .await
+        .unwrap();
+    database.start(owner()).await;
+    assert_eq!(database.value("SELECT epoch FROM penstock.checkpoint").await, "2");
+    assert_failed(zombie.writer(0).await.unwrap().begin().await, Reason::Fenced);
+    assert_failed(zombie.writer(0).await.unwrap().commit(&after(1)).await, Reason::Fenced);
 }
 
 /// The answer to COMMIT is lost, nobody knows whether it happened, and the same batch comes again.

@@ -47,8 +47,8 @@ async fn chunk_that_fails_in_the_middle_leaves_nothing() {
     let mut loader = sink.loader().await.unwrap();
     let mut broken = lines(&["1\tone", "2\ttwo"]);
     broken.push(Err(Failure::new(Reason::SourceUnreachable, "the source went away")));
-    let loaded = loader.load_chunk(&t().name, &columns(), CopyFormat::Text, stream::iter(broken)).await;
-    assert_failed(loaded, Reason::SourceUnreachable);
+    let outcome = loader.load_chunk(&t().name, &columns(), CopyFormat::Text, stream::iter(broken)).await;
+    assert_failed(outcome, Reason::SourceUnreachable);
     assert_eq!(database.lines("SELECT * FROM t").await, [""; 0]);
 
     let good = stream::iter(lines(&["1\tone"]));
@@ -77,8 +77,8 @@ async fn nothing_is_copied_into_a_table_that_is_ready() {
     sink.mark_ready(&t().name, Lsn(100)).await.unwrap();
     let mut loader = sink.loader().await.unwrap();
     let data = stream::iter(lines(&["1\tone"]));
-    let loaded = loader.load_chunk(&t().name, &columns(), CopyFormat::Text, data).await;
-    assert_failed(loaded, Reason::Fenced);
+    let outcome = loader.load_chunk(&t().name, &columns(), CopyFormat::Text, data).await;
+    assert_failed(outcome, Reason::Fenced);
     assert_eq!(database.lines("SELECT * FROM t").await, [""; 0]);
 }
 
@@ -89,7 +89,7 @@ async fn value_that_the_sink_refuses_is_not_told() {
     ensure(&mut sink, &[t()]).await;
     let mut loader = sink.loader().await.unwrap();
     let data = stream::iter(lines(&["hunter2\tone"]));
-    let loaded = loader.load_chunk(&t().name, &columns(), CopyFormat::Text, data).await;
-    let message = assert_failed(loaded, Reason::SinkRejectedRow);
+    let outcome = loader.load_chunk(&t().name, &columns(), CopyFormat::Text, data).await;
+    let message = assert_failed(outcome, Reason::SinkRejectedRow);
     assert!(message.contains("public.t") && !message.contains("hunter2"), "{message}");
 }

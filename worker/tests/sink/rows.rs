@@ -81,6 +81,35 @@ async fn duplicate_rows_without_key_are_changed_one_at_a_time() {
     );
 }
 
+/// A ctid is unique within one partition only.
+#[tokio::test]
+async fn partitioned_sink_tables_take_changes() {
+    let database = Database::with(
+        "CREATE TABLE t (id bigint, note text) PARTITION BY LIST (note);
+         CREATE TABLE t_a PARTITION OF t FOR VALUES IN ('a'); CREATE TABLE t_b PARTITION OF t DEFAULT",
+    )
+    .await;
+    let (_sink, mut writer) = database.writer(&relation(FULL, &[("id", INT8), ("note", TEXT)])).await;
+    let old = |id, text| OldRow::Full(note(id, text));
+    writer
+        .write(vec![
+            insert((0..10).flat_map(|_| [note(1, "a"), note(1, "b")])),
+            update([(old(1, "a"), note(2, "c")), (old(1, "b"), note(2, "a"))]),
+            delete([old(1, "a"), old(1, "b")]),
+        ])
+        .await
+        .unwrap();
+    writer.commit(&after(1)).await.unwrap();
+    let counts = "SELECT id, note, count(*) FROM t GROUP BY 1, 2 ORDER BY 1, 2";
+    assert_eq!(database.lines(counts).await, ["1|a|8", "1|b|8", "2|a|1", "2|c|1"]);
+    writer
+        .write(vec![Operation::Truncate { relations: vec![T], cascade: false, restart_identity: false }])
+        .await
+        .unwrap();
+    writer.commit(&after(2)).await.unwrap();
+    assert_eq!(database.value("SELECT count(*) FROM t").await, "0");
+}
+
 /// `1.0 = 1.00` in SQL, but they are different rows of a table without a key.
 #[tokio::test]
 async fn rows_without_key_are_found_by_their_exact_value() {

@@ -162,6 +162,21 @@ async fn wider_tables_are_taken() {
 }
 
 #[tokio::test]
+async fn identity_column_that_updates_could_not_set_is_refused() {
+    let database = Database::with(
+        "CREATE TABLE t (id bigint PRIMARY KEY, note integer NOT NULL GENERATED ALWAYS AS IDENTITY)",
+    )
+    .await;
+    let (mut sink, _) = database.start(owner()).await;
+    let mut source = table("t", &[("id", INT8, "bigint"), ("note", INT4, "integer")]);
+    source.columns[1].is_not_null = true;
+    let message = assert_failed(try_ensure(&mut sink, &source).await, Reason::SinkTableMismatch);
+    let (_, statement) = message.split_once("Run on the sink: ").unwrap();
+    database.sql.run(statement).await.unwrap();
+    assert_eq!(try_ensure(&mut sink, &source).await.unwrap(), TableState::Copying);
+}
+
+#[tokio::test]
 async fn type_that_the_sink_lacks_is_told() {
     let database = Database::new().await;
     let (mut sink, _) = database.start(owner()).await;

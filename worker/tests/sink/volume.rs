@@ -88,11 +88,8 @@ fn damaged_checkpoint_is_set_aside_and_made_anew() {
         let mut bytes = fs::read(&file).unwrap();
         let half = bytes.len() / 2;
         // First a torn file, then one that is no database at all.
-        if number == 1 {
-            bytes[half..].fill(0xEE)
-        } else {
-            bytes.fill(b'x')
-        }
+        let damaged = if number == 1 { &mut bytes[half..] } else { &mut bytes[..] };
+        damaged.fill(b'x');
         fs::write(&file, &bytes).unwrap();
 
         let volume = open(folder.path());

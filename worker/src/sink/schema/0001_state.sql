@@ -12,6 +12,8 @@ CREATE TABLE penstock.checkpoint (
     -- UID that slot and publication are named after; another one than uid after an adoption.
     names_uid        text        NOT NULL,
     epoch            bigint      NOT NULL,
+    -- Random, new with every epoch: a sink restored to an older state gives the same epoch a second time.
+    run_id           uuid        NOT NULL DEFAULT gen_random_uuid(),
     sequence         bigint      NOT NULL DEFAULT 0,
     -- Position; NULL until the first load began.
     commit_lsn       pg_lsn,
