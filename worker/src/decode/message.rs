@@ -11,6 +11,8 @@ const FLAG_TRANSACTIONAL: u8 = 1;
 const FLAG_CASCADE: u8 = 1;
 const FLAG_RESTART_IDENTITY: u8 = 2;
 const FLAG_KEY_COLUMN: u8 = 1;
+/// Flags, an empty name, type OID and modifier.
+const COLUMN_BYTES_MIN: usize = 10;
 
 /// Microseconds since 2000-01-01 00:00 UTC, the epoch of PostgreSQL.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -157,7 +159,8 @@ fn relation(reader: &mut Reader) -> Result<Relation, DecodeError> {
         }
     };
     let count = reader.count16("number of columns")?;
-    let mut columns = Vec::with_capacity(count.min(reader.left()));
+    reader.need("columns", count * COLUMN_BYTES_MIN)?;
+    let mut columns = Vec::with_capacity(count);
     for number in 0..count {
         reader.within = Some(("column", number));
         let flags = reader.flags("flags", FLAG_KEY_COLUMN)?;
@@ -189,12 +192,11 @@ fn delete(reader: &mut Reader) -> Result<Change, DecodeError> {
 fn truncate(reader: &mut Reader) -> Result<Change, DecodeError> {
     let count = reader.count32("number of relations")?;
     let flags = reader.flags("options", FLAG_CASCADE | FLAG_RESTART_IDENTITY)?;
-    let mut relations = Vec::with_capacity(count.min(reader.left() / size_of::<u32>()));
-    for number in 0..count {
-        reader.within = Some(("relation", number));
+    reader.need("relation OIDs", count.saturating_mul(size_of::<u32>()))?;
+    let mut relations = Vec::with_capacity(count);
+    for _ in 0..count {
         relations.push(relation_id(reader)?);
     }
-    reader.within = None;
     let (cascade, restart_identity) = (flags & FLAG_CASCADE != 0, flags & FLAG_RESTART_IDENTITY != 0);
     Ok(Change::Truncate { relations, cascade, restart_identity })
 }

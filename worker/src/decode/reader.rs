@@ -28,7 +28,7 @@ impl Reader {
     }
 
     /// Bytes that are left.
-    pub(super) fn left(&self) -> usize {
+    fn left(&self) -> usize {
         self.rest.len()
     }
 
@@ -42,7 +42,8 @@ impl Reader {
         DecodeError { message: self.message, place: Place { within: self.within, field }, offset, problem }
     }
 
-    fn need(&self, field: &'static str, needed: usize) -> Result<(), DecodeError> {
+    /// The field takes at least `needed` bytes. To be asked before memory is reserved for it.
+    pub(super) fn need(&self, field: &'static str, needed: usize) -> Result<(), DecodeError> {
         let left = self.left();
         if left < needed {
             return Err(self.error(field, self.offset(), Problem::TooShort { needed, left }));

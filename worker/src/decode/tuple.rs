@@ -4,6 +4,9 @@ use super::error::{DecodeError, Problem};
 use super::reader::Reader;
 use crate::change::{OldRow, Row, Value};
 
+/// The letter of its kind.
+const VALUE_BYTES_MIN: usize = 1;
+
 /// Which row of a message; only a new row of an UPDATE may leave values out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Part {
@@ -61,8 +64,8 @@ pub(super) fn deleted(reader: &mut Reader) -> Result<OldRow, DecodeError> {
 
 fn row(reader: &mut Reader, part: Part) -> Result<Row, DecodeError> {
     let count = reader.count16("number of values")?;
-    // A value takes at least a byte: a wrong count cannot reserve more memory than the message has.
-    let mut values = Vec::with_capacity(count.min(reader.left()));
+    reader.need("values", count * VALUE_BYTES_MIN)?;
+    let mut values = Vec::with_capacity(count);
     for number in 0..count {
         reader.within = Some((part.label(), number));
         values.push(value(reader, part)?);

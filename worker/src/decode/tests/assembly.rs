@@ -154,6 +154,10 @@ fn broken_order_is_refused() {
             Violation::CommitOfAnother { xid: 1, announced: Lsn(10), commit_lsn: Lsn(11), end_lsn: Lsn(19) },
         ),
         (
+            vec![begin(10, 1), Message::Commit { commit_lsn: Lsn(10), end_lsn: Lsn(10), commit_time: NOW }],
+            Violation::CommitOfAnother { xid: 1, announced: Lsn(10), commit_lsn: Lsn(10), end_lsn: Lsn(10) },
+        ),
+        (
             vec![begin(10, 1), commit(10), begin(10, 2)],
             Violation::OutOfOrder { xid: 2, commit_lsn: Lsn(10), last: Lsn(10) },
         ),

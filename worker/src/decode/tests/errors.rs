@@ -59,12 +59,12 @@ fn error_names_message_field_and_byte() {
             "Relation message of pgoutput, replica identity at byte 9: expected `d`, `n`, `f` or `i`, found `x`",
         ),
         (
-            b"R\0\0\0\x07s\0t\0d\0\x01\x02".to_vec(),
+            b"R\0\0\0\x07s\0t\0d\0\x01\x02\0\0\0\0\x17\0\0\0\0".to_vec(),
             "Relation message of pgoutput, column 0, flags at byte 12: unknown flags 0x02",
         ),
         (
             b"T\0\0\0\x02\0\0\0\0\x07".to_vec(),
-            "Truncate message of pgoutput, relation 1, relation OID at byte 10: needs 4 bytes, 0 are left",
+            "Truncate message of pgoutput, relation OIDs at byte 6: needs 8 bytes, 4 are left",
         ),
         (b"T\0\0\0\0\x04".to_vec(), "Truncate message of pgoutput, options at byte 5: unknown flags 0x04"),
         (b"M\x02".to_vec(), "Message message of pgoutput, flags at byte 1: unknown flags 0x02"),
@@ -85,12 +85,18 @@ fn every_shorter_or_longer_message_is_refused() {
     }
 }
 
-/// Counts up to 2³¹ − 1 are refused by what the message has left, before memory is reserved for them.
+/// A count is held against what the message has left before memory is reserved for it.
 #[test]
 fn huge_counts_reserve_no_memory() {
-    for payload in [&b"T\x7f\xff\xff\xff\0"[..], b"I\0\0\0\x07N\x7f\xff", b"R\0\0\0\x07s\0t\0d\x7f\xff"] {
+    const HUGE: usize = 0x7fff_ffff;
+    const MANY: usize = 0x7fff;
+    for (payload, needed) in [
+        (&b"T\x7f\xff\xff\xff\0"[..], HUGE * 4),
+        (b"I\0\0\0\x07N\x7f\xff", MANY),
+        (b"R\0\0\0\x07s\0t\0d\x7f\xff", MANY * 10),
+    ] {
         let error = decode(Bytes::copy_from_slice(payload)).unwrap_err();
-        assert!(matches!(error.problem, Problem::TooShort { left: 0, .. }), "{error}");
+        assert_eq!(error.problem, Problem::TooShort { needed, left: 0 }, "{error}");
     }
 }
 
