@@ -22,7 +22,9 @@ pub fn definition() -> Result<CustomResourceDefinition, serde_json::Error> {
 pub fn yaml() -> Result<String, serde_yaml::Error> {
     let definition = fitted().map_err(<serde_yaml::Error as serde::ser::Error>::custom)?;
     let body = serde_yaml::to_string(&definition)?;
-    Ok(format!("# Made by `cargo run -p penstock-crds` from the Rust types in crds/; not edited by hand.\n{body}"))
+    Ok(format!(
+        "# Made by `cargo run -p penstock-crds` from the Rust types in crds/; not edited by hand.\n{body}"
+    ))
 }
 
 /// The schema that objects are checked against.
@@ -58,7 +60,8 @@ fn fit(schema: &mut Value) {
         }
     }
     if let Some(Value::String(text)) = fields.get_mut("description") {
-        let paragraphs: Vec<String> = text.split("\n\n").map(|paragraph| paragraph.replace('\n', " ")).collect();
+        let paragraphs: Vec<String> =
+            text.split("\n\n").map(|paragraph| paragraph.replace('\n', " ")).collect();
         *text = paragraphs.join("\n\n");
     }
     if let Some(Value::Object(properties)) = fields.get_mut("properties") {

@@ -46,7 +46,9 @@ fn everything_a_user_writes_is_bounded_so_that_rules_have_a_cost() {
     let schema = schema().unwrap();
     walk(&schema["properties"]["spec"], "spec", &mut |path, field| match field["type"].as_str() {
         Some("string") => assert!(field["maxLength"].is_u64() || field["enum"].is_array(), "{path}"),
-        Some("array") => assert!(field["maxItems"].is_u64() && field["x-kubernetes-list-type"].is_string(), "{path}"),
+        Some("array") => {
+            assert!(field["maxItems"].is_u64() && field["x-kubernetes-list-type"].is_string(), "{path}")
+        }
         Some("integer") => assert!(field["minimum"].is_i64() && field["maximum"].is_i64(), "{path}"),
         Some("object") => {
             assert!(field["properties"].is_object() || field["maxProperties"].is_u64(), "{path}");
@@ -61,7 +63,10 @@ fn only_words_that_an_api_server_knows_are_used() {
     walk(&schema, "", &mut |path, field| {
         assert!(field.get("nullable").is_none(), "{path}");
         let format = field["format"].as_str();
-        assert!(format.is_none_or(|format| ["int32", "int64", "date-time"].contains(&format)), "{path}: {format:?}");
+        assert!(
+            format.is_none_or(|format| ["int32", "int64", "date-time"].contains(&format)),
+            "{path}: {format:?}"
+        );
     });
 }
 
@@ -123,8 +128,12 @@ fn people_and_tools_find_what_they_expect() {
     assert_eq!(definition["spec"]["names"]["shortNames"], json!(["cdc"]));
     assert_eq!(definition["spec"]["names"]["categories"], json!(["all"]));
     let version = &definition["spec"]["versions"][0];
-    let columns: Vec<&str> =
-        version["additionalPrinterColumns"].as_array().unwrap().iter().filter_map(|column| column["name"].as_str()).collect();
+    let columns: Vec<&str> = version["additionalPrinterColumns"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .filter_map(|column| column["name"].as_str())
+        .collect();
     assert_eq!(columns, ["Phase", "Stable", "Lag", "Ready", "Reason", "Age"]);
     assert_eq!(version["subresources"]["status"], json!({}));
     assert_eq!(version["subresources"]["scale"]["specReplicasPath"], ".spec.worker.shards");

@@ -21,7 +21,11 @@ pub struct Mistake {
 
 impl std::fmt::Display for Mistake {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        if self.path.is_empty() { f.write_str(&self.message) } else { write!(f, "{}: {}", self.path, self.message) }
+        if self.path.is_empty() {
+            f.write_str(&self.message)
+        } else {
+            write!(f, "{}: {}", self.path, self.message)
+        }
     }
 }
 
@@ -68,8 +72,9 @@ pub fn parse(yaml: &str) -> Result<CdcPipeline, ManifestError> {
         return Err(ManifestError::Invalid(mistakes));
     }
     let defaulted = kube::core::cel::apply_defaults(&schema, &object);
-    serde_json::from_value(defaulted)
-        .map_err(|error| ManifestError::Invalid(vec![Mistake { path: String::new(), message: error.to_string() }]))
+    serde_json::from_value(defaulted).map_err(|error| {
+        ManifestError::Invalid(vec![Mistake { path: String::new(), message: error.to_string() }])
+    })
 }
 
 /// The one document of a file. Read as YAML values first, which refuses a key written twice.
@@ -92,7 +97,9 @@ fn expect_kind(object: &Value) -> Result<(), ManifestError> {
     let word = |field| object.get(field).and_then(Value::as_str);
     match (word("apiVersion"), word("kind")) {
         (Some("penstock.dev/v1alpha1"), Some("CdcPipeline")) => Ok(()),
-        (Some(version), Some(kind)) => Err(ManifestError::AnotherKind { found: format!("a {kind} of {version}") }),
+        (Some(version), Some(kind)) => {
+            Err(ManifestError::AnotherKind { found: format!("a {kind} of {version}") })
+        }
         (None, _) => Err(ManifestError::AnotherKind { found: "an object without apiVersion".into() }),
         (_, None) => Err(ManifestError::AnotherKind { found: "an object without kind".into() }),
     }

@@ -9,7 +9,10 @@ use super::Mistake;
 pub(super) fn mistakes(schema: &Value, object: &Value) -> Vec<Mistake> {
     let mut found = Vec::new();
     if object.pointer("/metadata/name").and_then(Value::as_str).is_none_or(str::is_empty) {
-        found.push(Mistake { path: "metadata.name".into(), message: "required: give the pipeline a name".into() });
+        found.push(Mistake {
+            path: "metadata.name".into(),
+            message: "required: give the pipeline a name".into(),
+        });
     }
     let mut body = object.clone();
     if let Value::Object(fields) = &mut body {
@@ -36,7 +39,9 @@ fn check(schema: &Value, value: &Value, path: &str, found: &mut Vec<Mistake>) {
             check_number(schema, number, path, found);
         }
         (Some("boolean"), Value::Bool(_)) => {}
-        (Some(expected), _) => report(found, path, format!("must be {}, not {}", article(expected), kind_of(value))),
+        (Some(expected), _) => {
+            report(found, path, format!("must be {}, not {}", article(expected), kind_of(value)))
+        }
         (None, _) => {}
     }
 }
@@ -64,7 +69,8 @@ fn check_object(schema: &Value, fields: &Map<String, Value>, path: &str, found: 
 }
 
 fn unknown_field(schema: &Value) -> String {
-    let known: Vec<&str> = schema["properties"].as_object().into_iter().flatten().map(|(name, _)| name.as_str()).collect();
+    let known: Vec<&str> =
+        schema["properties"].as_object().into_iter().flatten().map(|(name, _)| name.as_str()).collect();
     format!("unknown field; the fields here are {}", known.join(", "))
 }
 
@@ -89,9 +95,9 @@ fn check_array(schema: &Value, items: &[Value], path: &str, found: &mut Vec<Mist
 fn is_same_entry(schema: &Value, one: &Value, other: &Value) -> bool {
     match schema["x-kubernetes-list-type"].as_str() {
         Some("set") => one == other,
-        Some("map") => schema["x-kubernetes-list-map-keys"]
-            .as_array()
-            .is_some_and(|keys| keys.iter().filter_map(Value::as_str).all(|key| one.get(key) == other.get(key))),
+        Some("map") => schema["x-kubernetes-list-map-keys"].as_array().is_some_and(|keys| {
+            keys.iter().filter_map(Value::as_str).all(|key| one.get(key) == other.get(key))
+        }),
         Some(_) | None => false,
     }
 }
@@ -109,7 +115,11 @@ fn check_string(schema: &Value, text: &str, path: &str, found: &mut Vec<Mistake>
         report(found, path, format!("must have at most {most} characters, not {length}"));
     }
     if let Some(least) = schema["minLength"].as_u64().filter(|least| length < *least) {
-        let sentence = if length == 0 { "must not be empty".into() } else { format!("must have at least {least} characters") };
+        let sentence = if length == 0 {
+            "must not be empty".into()
+        } else {
+            format!("must have at least {least} characters")
+        };
         report(found, path, sentence);
     }
 }

@@ -30,7 +30,10 @@ pub(super) fn plan(world: &World) -> Result<Plan, PlanError> {
         return Ok(let_go(Vec::new()));
     };
     if world.namespace_terminating {
-        let note = format!("The namespace is being deleted, so nothing can clean up. Left behind: {}", leftovers(world, newest));
+        let note = format!(
+            "The namespace is being deleted, so nothing can clean up. Left behind: {}",
+            leftovers(world, newest)
+        );
         return Ok(let_go(vec![Step::Emit(PlannedEvent::left_behind(note))]));
     }
     match world.pipeline.spec.deletion_policy {
@@ -95,13 +98,11 @@ fn leftovers(world: &World, newest: &KnownRevision) -> String {
     };
     let mut claims: Vec<&str> = world.claims.iter().map(|claim| claim.name.as_str()).collect();
     claims.sort_unstable();
-    let volumes = if claims.is_empty() { String::new() } else { format!("; volume claims {}", claims.join(", ")) };
+    let volumes =
+        if claims.is_empty() { String::new() } else { format!("; volume claims {}", claims.join(", ")) };
     format!(
         "{slots}{publication} in {} on {} (the source keeps its write-ahead log until the slots are dropped); schema penstock in {} on {}{volumes}",
-        source.connection.database,
-        source.connection.host,
-        sink.connection.database,
-        sink.connection.host,
+        source.connection.database, source.connection.host, sink.connection.database, sink.connection.host,
     )
 }
 
@@ -113,6 +114,13 @@ fn clean_up(world: &World, newest: &KnownRevision) -> Result<Plan, PlanError> {
             Ok(remove_job(world, job, "The clean-up starts again with the changed spec"))
         }
         Some(job) => Ok(wait(world, Vec::new(), &of_job(job))),
+        None if !world.taken.is_empty() => {
+            let message = format!(
+                "The clean-up needs these names and somebody else has them: {}. Remove those objects. {LET_GO}",
+                world.taken.join(", ")
+            );
+            Ok(wait(world, Vec::new(), &deleting(Verdict::stuck(OperatorReason::NameTaken, message))))
+        }
         None => {
             if let Some(missing) = secrets::missing(world) {
                 let verdict = Verdict::stuck(Reason::CredentialsMissing, format!("{missing}. {LET_GO}"));
@@ -123,9 +131,18 @@ fn clean_up(world: &World, newest: &KnownRevision) -> Result<Plan, PlanError> {
                 Step::Apply(manifests::config_map(world, newest)?),
                 Step::Apply(job),
             ];
-            Ok(wait(world, steps, &cleaning_up()))
+            Ok(wait(
+                world,
+                steps,
+                &world.refused.as_ref().map_or_else(cleaning_up, |refusal| of_refusal(refusal)),
+            ))
         }
     }
+}
+
+fn of_refusal(refusal: &str) -> Verdict {
+    let message = format!("Kubernetes refuses an object of the clean-up: {refusal}. {LET_GO}");
+    deleting(Verdict::stuck(OperatorReason::ApiRefused, message))
 }
 
 /// While it is being deleted, the phase says only that.
@@ -167,5 +184,9 @@ fn remove_volumes(world: &World) -> Plan {
         return let_go(vec![Step::Emit(PlannedEvent::cleaned_up())]);
     }
     let steps = world.claims.iter().map(|claim| delete(DoomedKind::PersistentVolumeClaim, claim)).collect();
-    wait(world, steps, &Verdict::moving(Phase::Deleting, OperatorReason::CleaningUp, "The volumes are removed".into()))
+    wait(
+        world,
+        steps,
+        &Verdict::moving(Phase::Deleting, OperatorReason::CleaningUp, "The volumes are removed".into()),
+    )
 }

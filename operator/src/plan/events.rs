@@ -60,13 +60,17 @@ impl PlannedEvent {
 
     /// The workers of another revision are stopped.
     pub(super) fn replacing(old: &RevisionName, target: &KnownRevision) -> Self {
-        let note = format!("The workers of revision {old} stop at an exact position; {} goes on from it", target.name);
+        let note = format!(
+            "The workers of revision {old} stop at an exact position; {} goes on from it",
+            target.name
+        );
         Self::once("Replacing", "Replace", format!("{}-{old}", target.number), note)
     }
 
     /// The workers of a revision took over, and what the other left is removed.
     pub(super) fn replaced(old: &RevisionName, target: &KnownRevision) -> Self {
-        let note = format!("Revision {} applies changes; the workers and volumes of {old} are removed", target.name);
+        let note =
+            format!("Revision {} applies changes; the workers and volumes of {old} are removed", target.name);
         Self::once("Replaced", "Replace", format!("{}-{old}", target.number), note)
     }
 
@@ -109,10 +113,14 @@ pub(super) fn turn(world: &World, verdict: &Verdict) -> Option<PlannedEvent> {
         return None;
     }
     let kind = match (verdict.course, verdict.ready, verdict.reason) {
-        (Course::Stuck, _, _) | (_, Truth::Unknown, _) | (_, _, ConditionReason::Worker(_)) => EventKind::Warning,
+        (Course::Stuck, _, _) | (_, Truth::Unknown, _) | (_, _, ConditionReason::Worker(_)) => {
+            EventKind::Warning
+        }
         (_, Truth::True, _) => EventKind::Normal,
         (_, _, ConditionReason::Operator(OperatorReason::PodUnschedulable)) => EventKind::Warning,
-        (_, _, ConditionReason::Operator(OperatorReason::Paused | OperatorReason::Snapshotting)) => EventKind::Normal,
+        (_, _, ConditionReason::Operator(OperatorReason::Paused | OperatorReason::Snapshotting)) => {
+            EventKind::Normal
+        }
         (_, _, ConditionReason::Operator(_)) => return None,
     };
     Some(PlannedEvent::counted(kind, reason, verdict.message.clone()))

@@ -20,6 +20,7 @@ use serde::Serialize;
 
 pub use events::{EventKind, PlannedEvent};
 pub use manifests::Manifest;
+pub(crate) use secrets::required as secrets_required;
 
 use crate::world::World;
 
@@ -118,3 +119,6 @@ pub fn target_revision(pipeline: &penstock_crds::CdcPipeline) -> Result<Revision
 
 #[cfg(test)]
 mod tests;
+
+#[cfg(test)]
+pub(crate) use tests::scene as scene_for_tests;

@@ -19,7 +19,9 @@ pub(super) fn missing(world: &World) -> Option<String> {
 }
 
 /// The Secrets of a connection: which field names them, and the keys they need.
-pub(crate) fn required(connection: &PostgresConnection) -> Vec<(&'static str, &str, &'static [&'static str])> {
+pub(crate) fn required(
+    connection: &PostgresConnection,
+) -> Vec<(&'static str, &str, &'static [&'static str])> {
     let tls = &connection.tls;
     let optional = [
         tls.ca_secret.as_deref().map(|secret| ("tls.caSecret", secret, ["ca.crt"].as_slice())),
@@ -27,7 +29,8 @@ pub(crate) fn required(connection: &PostgresConnection) -> Vec<(&'static str, &s
             .as_deref()
             .map(|secret| ("tls.clientCertificateSecret", secret, ["tls.crt", "tls.key"].as_slice())),
     ];
-    let credentials = ("credentialsSecret", connection.credentials_secret.as_str(), ["username", "password"].as_slice());
+    let credentials =
+        ("credentialsSecret", connection.credentials_secret.as_str(), ["username", "password"].as_slice());
     std::iter::once(credentials).chain(optional.into_iter().flatten()).collect()
 }
 
@@ -41,7 +44,11 @@ fn missing_in(world: &World, path: &str, secret: &str, keys: &[&str]) -> Option<
         Some(SecretKeys::Present(present)) => {
             let absent: Vec<&str> = keys.iter().copied().filter(|key| !present.contains(*key)).collect();
             (!absent.is_empty()).then(|| {
-                format!("The Secret {secret} that {path} names has no {}: add {}", absent.join(" and no "), keys_text(&absent))
+                format!(
+                    "The Secret {secret} that {path} names has no {}: add {}",
+                    absent.join(" and no "),
+                    keys_text(&absent)
+                )
             })
         }
     }

@@ -20,8 +20,6 @@ pub(super) enum Stage<'a> {
     Mint(KnownRevision),
     /// Workers cannot start, so those that run are left alone. Next: `Stop` or `Run`, when nothing is missing.
     Hold {
-        /// What workers should run.
-        target: KnownRevision,
         /// What is missing.
         missing: String,
     },
@@ -60,7 +58,7 @@ pub(super) fn stage(world: &World) -> Result<Stage<'_>, PlanError> {
         && !is_paused
         && !runs_already
     {
-        return Ok(Stage::Hold { target, missing });
+        return Ok(Stage::Hold { missing });
     }
     if others_run(world, &target.name) {
         return Ok(Stage::Stop { target });

@@ -23,7 +23,12 @@ struct Finding {
 }
 
 impl Finding {
-    fn new(kind: ConditionType, truth: Truth, reason: impl Into<ConditionReason>, message: impl Into<String>) -> Self {
+    fn new(
+        kind: ConditionType,
+        truth: Truth,
+        reason: impl Into<ConditionReason>,
+        message: impl Into<String>,
+    ) -> Self {
         Self { kind, truth, reason: reason.into(), message: message.into() }
     }
 }
@@ -32,7 +37,8 @@ impl Finding {
 pub(super) fn of(world: &World, stage: &Stage<'_>, verdict: &Verdict) -> CdcPipelineStatus {
     let before = before(world);
     let reports = reports(stage);
-    let stable_revision = stable_revision(stage).map(|name| name.0).or_else(|| before.stable_revision.clone());
+    let stable_revision =
+        stable_revision(stage).map(|name| name.0).or_else(|| before.stable_revision.clone());
     let tables_copied = reports
         .as_deref()
         .and_then(tables_copied)
@@ -52,8 +58,15 @@ pub(super) fn of(world: &World, stage: &Stage<'_>, verdict: &Verdict) -> CdcPipe
 pub(super) fn of_deletion(world: &World, verdict: &Verdict) -> CdcPipelineStatus {
     let before = before(world);
     let mut findings = course(verdict);
-    for kind in [ConditionType::SourceReachable, ConditionType::SinkReachable, ConditionType::SnapshotComplete] {
-        findings.push(Finding::new(kind, Truth::Unknown, OperatorReason::Deleting, "The pipeline is being deleted"));
+    for kind in
+        [ConditionType::SourceReachable, ConditionType::SinkReachable, ConditionType::SnapshotComplete]
+    {
+        findings.push(Finding::new(
+            kind,
+            Truth::Unknown,
+            OperatorReason::Deleting,
+            "The pipeline is being deleted",
+        ));
     }
     CdcPipelineStatus {
         stable_revision: before.stable_revision,
@@ -88,7 +101,10 @@ fn timed(world: &World, findings: Vec<Finding>) -> Vec<Condition> {
             let since = before
                 .iter()
                 .find(|condition| condition.type_ == kind && condition.status == status)
-                .map_or_else(|| Time(whole_seconds(world.now)), |condition| condition.last_transition_time.clone());
+                .map_or_else(
+                    || Time(whole_seconds(world.now)),
+                    |condition| condition.last_transition_time.clone(),
+                );
             Condition {
                 type_: kind,
                 status,
@@ -123,7 +139,12 @@ fn course(verdict: &Verdict) -> Vec<Finding> {
     let stalled = if is_stuck {
         Finding::new(ConditionType::Stalled, Truth::True, verdict.reason, verdict.message.as_str())
     } else {
-        Finding::new(ConditionType::Stalled, Truth::False, OperatorReason::NotStalled, "Nothing waits for a person")
+        Finding::new(
+            ConditionType::Stalled,
+            Truth::False,
+            OperatorReason::NotStalled,
+            "Nothing waits for a person",
+        )
     };
     vec![ready, reconciling, stalled]
 }
@@ -214,9 +235,15 @@ fn snapshot(stage: &Stage<'_>, verdict: &Verdict) -> Finding {
             || report.snapshot.is_some_and(|snapshot| snapshot.tables_copied == snapshot.tables)
     };
     if reports.iter().all(is_copied) {
-        return Finding::new(kind, Truth::True, OperatorReason::AllTablesCopied, "The rows of all tables are copied");
+        return Finding::new(
+            kind,
+            Truth::True,
+            OperatorReason::AllTablesCopied,
+            "The rows of all tables are copied",
+        );
     }
-    let is_copying = |report: &&Report| report.phase == WorkerPhase::Snapshotting || report.snapshot.is_some();
+    let is_copying =
+        |report: &&Report| report.phase == WorkerPhase::Snapshotting || report.snapshot.is_some();
     if reports.iter().any(|report| is_copying(report) && !is_copied(report)) {
         let message = tables_copied(&reports).map_or_else(
             || "Existing rows are copied".into(),

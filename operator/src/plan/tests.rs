@@ -2,4 +2,4 @@
 
 mod golden;
 mod properties;
-mod scene;
+pub(crate) mod scene;

@@ -50,7 +50,13 @@ pub(super) struct Verdict {
 impl Verdict {
     /// It needs a person.
     pub(super) fn stuck(reason: impl Into<ConditionReason>, message: String) -> Self {
-        Self { phase: Phase::Stalled, ready: Truth::False, reason: reason.into(), message, course: Course::Stuck }
+        Self {
+            phase: Phase::Stalled,
+            ready: Truth::False,
+            reason: reason.into(),
+            message,
+            course: Course::Stuck,
+        }
     }
 
     /// It is on the way.
@@ -70,14 +76,13 @@ impl Verdict {
 /// What there is to say about a pipeline that nobody deleted.
 pub(super) fn of(world: &World, stage: &Stage<'_>) -> Verdict {
     if let Some(refusal) = &world.refused {
-        return Verdict::stuck(OperatorReason::ApiRefused, format!("Kubernetes refuses an object of the pipeline: {refusal}"));
+        return Verdict::stuck(
+            OperatorReason::ApiRefused,
+            format!("Kubernetes refuses an object of the pipeline: {refusal}"),
+        );
     }
     match stage {
-        Stage::Unguarded | Stage::Mint(_) => Verdict::moving(
-            Phase::Starting,
-            OperatorReason::Starting,
-            "A revision is made of the spec as it is now".into(),
-        ),
+        Stage::Unguarded | Stage::Mint(_) => of_mint(world),
         Stage::NameTaken(taken) => Verdict::stuck(
             OperatorReason::NameTaken,
             format!(
@@ -91,20 +96,25 @@ pub(super) fn of(world: &World, stage: &Stage<'_>) -> Verdict {
                 "The spec hashes to the name {name}, which another revision has. Change it in any way that changes no data, for example list a table that a pattern matches already"
             ),
         ),
-        Stage::Hold { missing, .. } => Verdict::stuck(Reason::CredentialsMissing, missing.clone()),
+        Stage::Hold { missing } => Verdict::stuck(Reason::CredentialsMissing, missing.clone()),
         Stage::Stop { target } => of_stop(world, target),
         Stage::Run { replicas: 0, .. } => of_pause(world),
         Stage::Run { shards, .. } => of_run(world, shards),
     }
 }
 
+fn of_mint(world: &World) -> Verdict {
+    let (phase, reason) = if world.sets.is_empty() {
+        (Phase::Starting, OperatorReason::Starting)
+    } else {
+        (Phase::Replacing, OperatorReason::Replacing)
+    };
+    Verdict::moving(phase, reason, "A revision is made of the spec as it is now".into())
+}
+
 fn of_stop(world: &World, target: &KnownRevision) -> Verdict {
-    let mut left: Vec<&str> = world
-        .pods
-        .iter()
-        .filter(|pod| pod.revision != target.name)
-        .map(|pod| pod.name.as_str())
-        .collect();
+    let mut left: Vec<&str> =
+        world.pods.iter().filter(|pod| pod.revision != target.name).map(|pod| pod.name.as_str()).collect();
     left.sort_unstable();
     let message = if left.is_empty() {
         let sets: Vec<&str> = others(world, &target.name).map(|set| set.object.name.as_str()).collect();

@@ -16,6 +16,14 @@ const FLAG_KEY_COLUMN: u8 = 1;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct PgTimestamp(pub i64);
 
+impl PgTimestamp {
+    /// Microseconds since 1970-01-01 00:00 UTC.
+    pub fn unix_micros(self) -> i64 {
+        const EPOCH: i64 = 946_684_800_000_000;
+        self.0.saturating_add(EPOCH)
+    }
+}
+
 /// One message.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Message {

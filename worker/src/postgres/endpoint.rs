@@ -122,4 +122,4 @@ pub(super) const PIN_SETTINGS: &str = "SELECT pg_catalog.set_config(pinned.name,
      ('row_security', 'off'), ('statement_timeout', '0'), ('lock_timeout', '0'), \
      ('idle_in_transaction_session_timeout', '0'), ('idle_session_timeout', '0'), \
      ('transaction_timeout', '0')) AS pinned (name, value) \
-     WHERE EXISTS (SELECT FROM pg_catalog.pg_settings AS known WHERE known.name = pinned.name)";
+     WHERE EXISTS (SELECT FROM pg_catalog.pg_settings AS known WHERE pg_catalog.lower(known.name) = pinned.name)";

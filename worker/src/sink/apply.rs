@@ -33,7 +33,7 @@ impl<'a> TableWriter<'a> {
             self.check_width(row)?;
         }
         let is_text = |row: &Row| row.0.iter().any(|value| matches!(value, Value::Text(_)));
-        if rows.len() < COPY_ROWS_MIN || rows.iter().any(is_text) {
+        if rows.len() < COPY_ROWS_MIN || !self.plan.is_binary() || rows.iter().any(is_text) {
             self.insert_one_by_one(rows).await
         } else {
             self.copy(rows).await
@@ -68,7 +68,8 @@ impl<'a> TableWriter<'a> {
         let mut in_flight = InFlight::default();
         let statement = self.statement(Shape::Insert, &mut in_flight, "inserting into").await?;
         for row in rows {
-            let parameters = self.plan.written().filter_map(|(place, _)| self.parameter(row, place)).collect();
+            let parameters =
+                self.plan.written().filter_map(|(place, _)| self.parameter(row, place)).collect();
             self.send(&mut in_flight, statement.clone(), parameters, "inserting into").await?;
         }
         in_flight.settle().await.map_err(|error| self.not_applied(error, "inserting into"))
@@ -123,7 +124,8 @@ impl<'a> TableWriter<'a> {
 
     /// A key column is set only if it changed: identity columns that are GENERATED ALWAYS must not be set at all.
     fn columns_to_set(&self, old: &Row, new: &Row) -> Vec<usize> {
-        let is_changed = |place: usize| !self.plan.key.contains(&place) || old.0.get(place) != new.0.get(place);
+        let is_changed =
+            |place: usize| !self.plan.key.contains(&place) || old.0.get(place) != new.0.get(place);
         self.plan
             .written()
             .map(|(place, _)| place)
@@ -155,7 +157,11 @@ impl<'a> TableWriter<'a> {
         } else {
             !self.plan.key.iter().any(|place| is_unknown(*place))
         };
-        if names_row { Ok(row) } else { Err(self.not_a_row("a changed row is not named by its replica identity")) }
+        if names_row {
+            Ok(row)
+        } else {
+            Err(self.not_a_row("a changed row is not named by its replica identity"))
+        }
     }
 
     fn check_width(&self, row: &Row) -> Result<(), Failure> {

@@ -47,6 +47,8 @@ pub(super) struct SinkColumn {
     pub(super) equality: String,
     /// OID of the element type, for arrays whose element type has another OID on every server.
     pub(super) element_oid: Option<u32>,
+    /// The type can be received in binary format.
+    pub(super) has_binary_format: bool,
     /// Labels, for an enum type.
     pub(super) enum_labels: Vec<String>,
 }
@@ -127,6 +129,7 @@ SELECT a.attname::text, type.oid, base.modifier,
                  ORDER BY class.opcintype <> type.oid LIMIT 1), 'OPERATOR(pg_catalog.=)')
        END,
        CASE WHEN type.typcategory = 'A' AND type.typelem >= 10000 THEN type.typelem END,
+       type.typreceive <> 0,
        ARRAY(SELECT label.enumlabel::text FROM pg_catalog.pg_enum AS label
              WHERE label.enumtypid = type.oid ORDER BY label.enumsortorder)
 FROM base
@@ -181,7 +184,8 @@ fn column(row: &Row) -> Result<SinkColumn, Error> {
         is_generated: row.try_get(8)?,
         equality: row.try_get(9)?,
         element_oid: row.try_get(10)?,
-        enum_labels: row.try_get(11)?,
+        has_binary_format: row.try_get(11)?,
+        enum_labels: row.try_get(12)?,
     })
 }
 

@@ -3,7 +3,7 @@
 use tokio_postgres::{Error, Transaction};
 
 use super::error::failed;
-use super::schema::DDL_LOCK;
+use super::schema::{DDL_LOCK, has_table};
 use super::session::{self, Purpose};
 use crate::failure::Failure;
 use crate::postgres::{Endpoint, Session};
@@ -11,19 +11,17 @@ use crate::postgres::{Endpoint, Session};
 const TABLES: [&str; 5] = ["checkpoint", "table_state", "assignment", "ownership", "adoption"];
 
 /// The UID that the pipeline's slots and publication are named after: its own, or that of the pipeline whose state
-/// it adopted. To be asked before [`clean_up`], which forgets it.
-pub async fn names_uid(endpoint: &Endpoint, uid: &str) -> Result<String, Failure> {
+/// it adopted. `None`: the sink holds no state of it. To be asked before [`clean_up`], which forgets it.
+pub async fn names_uid(endpoint: &Endpoint, uid: &str) -> Result<Option<String>, Failure> {
     let session = session::open(endpoint, "penstock clean-up", Purpose::Control).await?;
     let read = async {
-        if !has_state(&session).await? {
+        if !has_table(&session.client, "version").await? {
             return Ok(None);
         }
         let sql = "SELECT names_uid FROM penstock.checkpoint WHERE uid = $1 ORDER BY shard LIMIT 1";
         session.query_opt(sql, &[&uid]).await?.map(|row| row.try_get(0)).transpose()
     };
-    let found: Option<String> =
-        read.await.map_err(|error: Error| failed(&error, "reading the pipeline's state in the sink"))?;
-    Ok(found.unwrap_or_else(|| uid.to_owned()))
+    read.await.map_err(|error: Error| failed(&error, "reading the pipeline's state in the sink"))
 }
 
 /// Removes the pipeline's state, and the schema `penstock` when no state of any pipeline is left in it. The copied
@@ -35,15 +33,10 @@ pub async fn clean_up(endpoint: &Endpoint, uid: &str) -> Result<(), Failure> {
         .map_err(|error| failed(&error, "removing the pipeline's state from the sink"))
 }
 
-async fn has_state(client: &impl tokio_postgres::GenericClient) -> Result<bool, Error> {
-    let sql = "SELECT pg_catalog.to_regclass('penstock.adoption') IS NOT NULL";
-    client.query_one(sql, &[]).await?.try_get(0)
-}
-
 async fn remove(session: &mut Session, uid: &str) -> Result<(), Error> {
     let transaction = session.transaction().await?;
     transaction.batch_execute(DDL_LOCK).await?;
-    if !has_state(&transaction).await? {
+    if !has_table(&transaction, "version").await? {
         return Ok(());
     }
     for table in TABLES {

@@ -42,7 +42,9 @@ pub(super) fn differences(source: &SourceTable, sink: &SinkTable, tables: &Table
             None => vec![missing_column(&name, column, tables)],
         })
         .collect();
-    found.extend(columns_that_block_inserts(sink, |name| source.columns.iter().any(|column| column.name == name)));
+    found.extend(columns_that_block_inserts(sink, |name| {
+        source.columns.iter().any(|column| column.name == name)
+    }));
     if let Some(columns) = key_columns(source)
         && !sink.has_key(columns)
     {
@@ -57,8 +59,13 @@ pub(super) fn not_a_table(sink: &SinkTable) -> Option<Difference> {
         TableKind::Ordinary | TableKind::Partitioned => None,
         TableKind::NotATable => {
             let name = sink.name.quoted();
-            Some(Difference::new("it is not a table", format!("ALTER TABLE {name} RENAME TO {}",
-                quote_identifier(&format!("{}_old", sink.name.name)))))
+            Some(Difference::new(
+                "it is not a table",
+                format!(
+                    "ALTER TABLE {name} RENAME TO {}",
+                    quote_identifier(&format!("{}_old", sink.name.name))
+                ),
+            ))
         }
     }
 }
@@ -71,10 +78,15 @@ pub(super) fn columns_that_block_inserts(
     let name = sink.name.quoted();
     sink.columns
         .iter()
-        .filter(|column| column.is_not_null && !column.has_default && !column.is_generated && !is_filled(&column.name))
+        .filter(|column| {
+            column.is_not_null && !column.has_default && !column.is_generated && !is_filled(&column.name)
+        })
         .map(|column| {
             Difference::new(
-                format!("column {} is NOT NULL without a default, and the source has no such column", column.name),
+                format!(
+                    "column {} is NOT NULL without a default, and the source has no such column",
+                    column.name
+                ),
                 format!("ALTER TABLE {name} ALTER COLUMN {} DROP NOT NULL", quote_identifier(&column.name)),
             )
         })
@@ -114,7 +126,10 @@ fn column_differences(
             nullable_definition(source, tables)
         );
         return vec![if sink.is_generated {
-            Difference::new(format!("column {name} is generated, the source's is not"), format!("{alter} DROP EXPRESSION"))
+            Difference::new(
+                format!("column {name} is generated, the source's is not"),
+                format!("{alter} DROP EXPRESSION"),
+            )
         } else {
             Difference::new(format!("column {name} is not generated, the source's is"), remake)
         }];
@@ -127,7 +142,10 @@ fn column_differences(
             format!("{alter} TYPE {wanted} USING {column}::{wanted}"),
         ));
     } else if let Some(enum_type) = &source.enum_type {
-        let missing = enum_type.labels.iter().filter(|label| !source.type_sql.ends_with("[]") && !sink.enum_labels.contains(label));
+        let missing = enum_type
+            .labels
+            .iter()
+            .filter(|label| !source.type_sql.ends_with("[]") && !sink.enum_labels.contains(label));
         found.extend(missing.map(|label| missing_label(&sink.type_sql, label)));
     }
     if sink.is_not_null && !source.is_not_null && !sink.is_generated {
@@ -149,7 +167,8 @@ pub(super) fn missing_label(type_sql: &str, label: &str) -> Difference {
 
 fn takes_type(source: &SourceColumn, sink: &SinkColumn, tables: &TableMap) -> bool {
     if source.type_oid < STABLE_OIDS_END {
-        return sink.type_sql == source.type_sql || takes_stable_type(source.type_oid, sink, &source.type_sql);
+        return sink.type_sql == source.type_sql
+            || takes_stable_type(source.type_oid, sink, &source.type_sql);
     }
     unqualified(&type_sql(source, tables)) == unqualified(&sink.type_sql)
 }

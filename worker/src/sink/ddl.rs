@@ -90,12 +90,16 @@ mod tests {
     #[test]
     fn table_is_made_with_what_the_source_has() {
         let mut table = orders();
-        table.columns.push(SourceColumn { generated: Some("total * 2".into()), ..column("double", 1700, "numeric") });
+        table
+            .columns
+            .push(SourceColumn { generated: Some("total * 2".into()), ..column("double", 1700, "numeric") });
         assert_eq!(
             create_table(&table, &TableMap::default()),
-            ["CREATE TABLE \"shop\".\"orders\" (\n    \"id\" bigint NOT NULL,\n    \"total\" numeric(10,2),\n    \
+            [
+                "CREATE TABLE \"shop\".\"orders\" (\n    \"id\" bigint NOT NULL,\n    \"total\" numeric(10,2),\n    \
               \"note\" text DEFAULT 'none'::text,\n    \"double\" numeric GENERATED ALWAYS AS (total * 2) STORED,\n    \
-              PRIMARY KEY (\"id\")\n)"]
+              PRIMARY KEY (\"id\")\n)"
+            ]
         );
     }
 

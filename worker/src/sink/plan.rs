@@ -33,6 +33,8 @@ pub(super) struct PlanColumn {
     pub(super) equality: String,
     /// See `SinkColumn::element_oid`.
     pub(super) element_oid: Option<u32>,
+    /// See `SinkColumn::has_binary_format`.
+    pub(super) has_binary_format: bool,
 }
 
 /// A type of the stream that the sink's column does not take; its name is asked of the sink.
@@ -65,7 +67,8 @@ impl Plan {
             return Err(misfit);
         }
         let is_partitioned = sink.kind == TableKind::Partitioned;
-        let key_names: Vec<_> = key.iter().filter_map(|place| relation.columns.get(*place)).map(|c| &c.name).collect();
+        let key_names: Vec<_> =
+            key.iter().filter_map(|place| relation.columns.get(*place)).map(|c| &c.name).collect();
         // Partitions may have constraints of their own, which are not looked for.
         let order_matters = is_partitioned
             || sink.has_order_constraints
@@ -82,12 +85,20 @@ impl Plan {
 
     /// What batching needs to know.
     pub(super) fn traits(&self) -> TableTraits {
-        TableTraits { key_columns: self.key.clone(), order_matters: self.order_matters }
+        TableTraits { key: self.key.clone(), order_matters: self.order_matters }
     }
 
     /// The columns that are written, with their places in the stream's rows.
     pub(super) fn written(&self) -> impl Iterator<Item = (usize, &PlanColumn)> {
-        self.columns.iter().enumerate().filter_map(|(place, column)| column.as_ref().map(|column| (place, column)))
+        self.columns
+            .iter()
+            .enumerate()
+            .filter_map(|(place, column)| column.as_ref().map(|column| (place, column)))
+    }
+
+    /// Whether rows can go by binary COPY.
+    pub(super) fn is_binary(&self) -> bool {
+        self.written().all(|(_, column)| column.has_binary_format)
     }
 
     /// The columns that name a row, with their places in the stream's rows.
@@ -125,6 +136,7 @@ fn plan_column<'a>(
         cast_sql: existing.cast_sql.clone(),
         equality: existing.equality.clone(),
         element_oid: existing.element_oid,
+        has_binary_format: existing.has_binary_format,
     })
 }
 
@@ -138,13 +150,24 @@ fn key_places(relation: &Relation, sink: &SinkTable, misfit: &mut Misfit<'_>) ->
             .unique_indexes
             .iter()
             .filter(|index| index.is_key)
-            .filter(|index| index.columns.iter().all(|name| sink.column(name).is_some_and(|c| c.is_not_null && !c.is_generated)))
+            .filter(|index| {
+                index
+                    .columns
+                    .iter()
+                    .all(|name| sink.column(name).is_some_and(|c| c.is_not_null && !c.is_generated))
+            })
             .find_map(|index| index.columns.iter().map(place).collect::<Option<Vec<_>>>())
             .unwrap_or_default(),
         ReplicaIdentity::Default | ReplicaIdentity::Index => {
-            let places: Vec<_> =
-                relation.columns.iter().enumerate().filter(|(_, column)| column.is_key).map(|(place, _)| place).collect();
-            let names: Vec<_> = places.iter().filter_map(|place| relation.columns.get(*place)).map(|c| &c.name).collect();
+            let places: Vec<_> = relation
+                .columns
+                .iter()
+                .enumerate()
+                .filter(|(_, column)| column.is_key)
+                .map(|(place, _)| place)
+                .collect();
+            let names: Vec<_> =
+                places.iter().filter_map(|place| relation.columns.get(*place)).map(|c| &c.name).collect();
             if !names.is_empty() && !sink.has_key(&names) {
                 misfit.others.push(missing_key(
                     &sink.name.quoted(),

@@ -31,7 +31,8 @@ impl Run {
 
     /// Whether this run still owns the shard, without holding it.
     pub(super) async fn is_current(&self, client: &impl GenericClient) -> Result<bool, Error> {
-        let sql = "SELECT FROM penstock.checkpoint WHERE uid = $1 AND shard = $2 AND epoch = $3 AND layout = $4";
+        let sql =
+            "SELECT FROM penstock.checkpoint WHERE uid = $1 AND shard = $2 AND epoch = $3 AND layout = $4";
         let found = client.query_opt(sql, &[&self.uid, &self.shard, &self.epoch, &self.layout]).await?;
         Ok(found.is_some())
     }

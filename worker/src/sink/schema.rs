@@ -28,7 +28,7 @@ const VERSION_TABLE: &str = "CREATE TABLE penstock.version (
 /// Makes the schema, or moves it forward. Any number of workers may do so at once.
 pub(super) async fn install(session: &mut Session) -> Result<(), Failure> {
     let doing = "looking for the schema penstock";
-    if read_version(session).await.map_err(|error| failed(&error, doing))?.check()? {
+    if read_version(&session.client).await.map_err(|error| failed(&error, doing))?.check()? {
         return Ok(());
     }
     let doing = "making the schema penstock (the role needs CREATE on the database)";
@@ -61,13 +61,21 @@ impl Version {
     }
 }
 
+/// Whether the schema has that table. Asks the catalogue itself: what the server remembers of names, which
+/// `to_regclass` and the like use, may be older than a lock that was waited for.
+pub(super) async fn has_table(
+    client: &impl tokio_postgres::GenericClient,
+    table: &str,
+) -> Result<bool, tokio_postgres::Error> {
+    let sql = "SELECT EXISTS (SELECT FROM pg_catalog.pg_class AS class \
+                              JOIN pg_catalog.pg_namespace AS namespace ON namespace.oid = class.relnamespace \
+                              WHERE namespace.nspname = 'penstock' AND class.relname = $1)";
+    client.query_one(sql, &[&table]).await?.try_get(0)
+}
+
 async fn read_version(client: &impl tokio_postgres::GenericClient) -> Result<Version, tokio_postgres::Error> {
     let none = Version { version: 0, oldest_worker: 0 };
-    let is_there: bool = client
-        .query_one("SELECT pg_catalog.to_regclass('penstock.version') IS NOT NULL", &[])
-        .await?
-        .try_get(0)?;
-    if !is_there {
+    if !has_table(client, "version").await? {
         return Ok(none);
     }
     match client.query_opt("SELECT version, oldest_worker FROM penstock.version", &[]).await? {

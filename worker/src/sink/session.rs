@@ -46,6 +46,9 @@ pub(super) async fn open(
         .connect(application_name)
         .await
         .map_err(|error| error.failure(End::Sink, &endpoint.connection))?;
-    session.batch_execute(&settings(purpose)).await.map_err(|error| failed(&error, "setting up a session"))?;
+    session
+        .batch_execute(&settings(purpose))
+        .await
+        .map_err(|error| failed(&error, "setting up a session"))?;
     Ok(session)
 }

@@ -63,8 +63,11 @@ pub async fn start(
 async fn identify(session: &Session) -> Result<SinkIdentity, Failure> {
     let doing = "reading the sink's identity";
     let sql = "SELECT pg_catalog.pg_is_in_recovery()";
-    let is_standby: bool =
-        session.query_one(sql, &[]).await.and_then(|row| row.try_get(0)).map_err(|error| failed(&error, doing))?;
+    let is_standby: bool = session
+        .query_one(sql, &[])
+        .await
+        .and_then(|row| row.try_get(0))
+        .map_err(|error| failed(&error, doing))?;
     if is_standby {
         let message = "The sink is a standby and cannot be written to. Point sink.postgres.connection at the primary, or wait until \
                        this server is promoted.";
@@ -169,9 +172,11 @@ impl Before {
         // as it goes. Commits that it lost show when the slot is compared.
         if self.sink_system_id != sink.system_id || self.sink_timeline != sink.timeline {
             tracing::warn!(
-                system_id = sink.system_id, timeline = sink.timeline,
+                system_id = sink.system_id,
+                timeline = sink.timeline,
                 "the sink is another server or on another timeline than before (was {}, {}); going on if it lost no commit",
-                self.sink_system_id, self.sink_timeline
+                self.sink_system_id,
+                self.sink_timeline
             );
         }
         Ok(())
@@ -189,7 +194,10 @@ async fn refuse_if_adopted(transaction: &Transaction<'_>, owner: &Owner) -> Resu
         None => Ok(()),
         Some(adopter) => Err(Failure::new(
             Reason::Superseded,
-            format!("The pipeline with UID {adopter} adopted the state of this one ({}); this one stops.", owner.uid),
+            format!(
+                "The pipeline with UID {adopter} adopted the state of this one ({}); this one stops.",
+                owner.uid
+            ),
         )),
     }
 }
@@ -252,8 +260,10 @@ async fn adopt(transaction: &Transaction<'_>, owner: &Owner, old: &str) -> Resul
     let doing = "adopting the state of a deleted pipeline";
     let error = |error: tokio_postgres::Error| failed(&error, doing);
     // Its numbers of revisions mean nothing here.
-    let take = "UPDATE penstock.checkpoint SET uid = $1, revision_number = NULL WHERE uid = $2 AND shard = $3";
-    let taken = transaction.execute(take, &[&owner.uid, &old, &i32::from(owner.shard)]).await.map_err(error)?;
+    let take =
+        "UPDATE penstock.checkpoint SET uid = $1, revision_number = NULL WHERE uid = $2 AND shard = $3";
+    let taken =
+        transaction.execute(take, &[&owner.uid, &old, &i32::from(owner.shard)]).await.map_err(error)?;
     let note = "INSERT INTO penstock.adoption (uid, adopted_by) SELECT $2, $1 \
                 WHERE $3 OR EXISTS (SELECT FROM penstock.checkpoint WHERE uid = $2) ON CONFLICT (uid) DO NOTHING";
     transaction.execute(note, &[&owner.uid, &old, &(taken > 0)]).await.map_err(error)?;

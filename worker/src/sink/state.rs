@@ -77,7 +77,7 @@ impl Sink {
                     let name = TableName::new(row.try_get::<_, String>(0)?, row.try_get::<_, String>(1)?);
                     Ok((name, u16::try_from(shard).unwrap_or(u16::MAX)))
                 })
-                .collect()
+                .collect::<Result<_, Error>>()
         };
         read.await.map_err(|error: Error| failed(&error, "reading the assignment of tables to shards"))
     }
@@ -184,8 +184,5 @@ pub(super) async fn write_copying(
                ON CONFLICT (uid, source_schema, source_table) DO UPDATE SET sink_schema = excluded.sink_schema, \
                    sink_table = excluded.sink_table, state = 'copying', ready_lsn = NULL, chunks_copied = 0, \
                    rows_copied = 0, updated_at = excluded.updated_at";
-    transaction
-        .execute(sql, &[uid, &source.schema, &source.name, &sink.schema, &sink.name])
-        .await
-        .map(drop)
+    transaction.execute(sql, &[uid, &source.schema, &source.name, &sink.schema, &sink.name]).await.map(drop)
 }

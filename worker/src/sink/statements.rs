@@ -76,16 +76,21 @@ fn row_named(plan: &Plan, parameters_before: usize) -> String {
 }
 
 /// One of the rows that are this one byte for byte. `*=` compares the stored images: it takes NULL for equal to
-/// NULL, knows every type (JSON and points too), and tells 1.0 from 1.00, which `=` does not.
+/// NULL, knows every type (JSON and points too), and tells 1.0 from 1.00, which `=` does not. The casts turn domains
+/// into their base types.
 fn whole_row(plan: &Plan, numbers: std::ops::RangeFrom<usize>) -> String {
     let table = plan.sink.quoted();
     let columns: Vec<(&PlanColumn, usize)> = plan.written().map(|(_, column)| column).zip(numbers).collect();
-    let stored: Vec<_> = columns.iter().map(|(column, _)| format!("same.{}", column.name)).collect();
+    let stored: Vec<_> =
+        columns.iter().map(|(column, _)| format!("same.{}::{}", column.name, column.cast_sql)).collect();
     let given: Vec<_> =
         columns.iter().map(|(column, number)| format!("${number}::{}", column.cast_sql)).collect();
     // A ctid is unique within one table only.
-    let (place, same_place) =
-        if plan.is_partitioned { ("(target.tableoid, target.ctid)", "same.tableoid, same.ctid") } else { ("target.ctid", "same.ctid") };
+    let (place, same_place) = if plan.is_partitioned {
+        ("(target.tableoid, target.ctid)", "same.tableoid, same.ctid")
+    } else {
+        ("target.ctid", "same.ctid")
+    };
     format!(
         "{place} = (SELECT {same_place} FROM {table} AS same WHERE ROW({})::pg_catalog.record \
          OPERATOR(pg_catalog.*=) ROW({})::pg_catalog.record LIMIT 1)",

@@ -53,7 +53,8 @@ impl Sink {
         for source in tables {
             let name = self.tables.sink_name(&source.name);
             let doing = format!("reading the sink table {name}");
-            let sink = read_table(&*self.session, &name).await.map_err(|error| failed(&error, &doing))?;
+            let sink =
+                read_table(&self.session.client, &name).await.map_err(|error| failed(&error, &doing))?;
             let mut found = sink.map_or_else(Vec::new, |sink| differences(source, &sink, &self.tables));
             if found.is_empty() {
                 found = self.enum_differences(source).await.map_err(|error| failed(&error, &doing))?;
@@ -70,7 +71,7 @@ impl Sink {
         let mut found = Vec::new();
         for enum_type in enum_types(source) {
             let name = self.tables.sink_name(&enum_type.name);
-            if let Some(labels) = read_enum_labels(&*self.session, &name).await? {
+            if let Some(labels) = read_enum_labels(&self.session.client, &name).await? {
                 let missing = enum_type.labels.iter().filter(|label| !labels.contains(label));
                 found.extend(missing.map(|label| missing_label(&name.quoted(), label)));
             }
@@ -92,7 +93,11 @@ impl Sink {
     }
 
     /// One table in one transaction: claimed, made and noted together, or not at all.
-    async fn ensure_table(&mut self, source: &SourceTable, first_copy: FirstCopy) -> Result<TableState, Failure> {
+    async fn ensure_table(
+        &mut self,
+        source: &SourceTable,
+        first_copy: FirstCopy,
+    ) -> Result<TableState, Failure> {
         let name = self.tables.sink_name(&source.name);
         let doing = format!("preparing the sink table {name}");
         let Self { session, run, owner, tables, .. } = self;

@@ -55,8 +55,9 @@ impl ToSql for Parameter<'_> {
 
     fn encode_format(&self, _: &Type) -> Format {
         match self.value {
-            Value::Text(_) => Format::Text,
-            Value::Null | Value::Unchanged | Value::Binary(_) => Format::Binary,
+            Value::Binary(_) => Format::Binary,
+            // The server looks for the type's binary format before it sees that the value is NULL.
+            Value::Null | Value::Unchanged | Value::Text(_) => Format::Text,
         }
     }
 

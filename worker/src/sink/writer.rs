@@ -68,8 +68,7 @@ impl Writer {
         sequence: i64,
     ) -> Result<Self, Failure> {
         let prepare = async { Ok((session.prepare(FENCE).await?, session.prepare(ADVANCE).await?)) };
-        let (fence, advance) =
-            prepare.await.map_err(|error: Error| failed(&error, "preparing the fence"))?;
+        let (fence, advance) = prepare.await.map_err(|error: Error| failed(&error, "preparing the fence"))?;
         Ok(Self {
             session,
             run,
@@ -93,7 +92,7 @@ impl Writer {
         self.prepared.forget(relation.id);
         self.plans.remove(&relation.id);
         let doing = format!("reading the sink table {name}");
-        let table = read_table(&*self.session, &name).await.map_err(|error| failed(&error, &doing))?;
+        let table = read_table(&self.session.client, &name).await.map_err(|error| failed(&error, &doing))?;
         let Some(table) = table else {
             let message = format!(
                 "The sink table {name} is gone. Create it again, with the rows that the source had; or restart the worker, \
@@ -213,7 +212,8 @@ impl Writer {
 
     fn plan(&self, relation: RelationId) -> Result<Arc<Plan>, Failure> {
         self.plans.get(&relation).map(Arc::clone).ok_or_else(|| {
-            let message = format!("The source sent a change of relation {} before describing it.", relation.0);
+            let message =
+                format!("The source sent a change of relation {} before describing it.", relation.0);
             Failure::new(Reason::ProtocolViolation, message)
         })
     }
@@ -262,7 +262,7 @@ impl Writer {
             return Ok(());
         };
         self.roll_back().await;
-        match self.run.is_current(&*self.session).await {
+        match self.run.is_current(&self.session.client).await {
             Ok(false) => Err(self.run.lost()),
             Ok(true) | Err(_) => Err(failure),
         }
@@ -282,7 +282,10 @@ impl Writer {
             let wanted = self.type_name(column).await?;
             found.push(Difference {
                 what: format!("column {} is missing", column.name),
-                statement: format!("ALTER TABLE {table} ADD COLUMN {} {wanted}", quote_identifier(&column.name)),
+                statement: format!(
+                    "ALTER TABLE {table} ADD COLUMN {} {wanted}",
+                    quote_identifier(&column.name)
+                ),
             });
         }
         for mismatch in misfit.types {
@@ -290,7 +293,9 @@ impl Writer {
             let column = quote_identifier(name);
             found.push(Difference {
                 what: format!("column {name} is {}, the source's is {wanted}", mismatch.sink_type),
-                statement: format!("ALTER TABLE {table} ALTER COLUMN {column} TYPE {wanted} USING {column}::{wanted}"),
+                statement: format!(
+                    "ALTER TABLE {table} ALTER COLUMN {column} TYPE {wanted} USING {column}::{wanted}"
+                ),
             });
         }
         Ok(found)
@@ -308,9 +313,8 @@ impl Writer {
 
 /// Deferred constraints speak at COMMIT, and name their table.
 fn commit_failed(error: &Error) -> Failure {
-    let table = error.as_db_error().and_then(|server| {
-        Some(TableName::new(server.schema()?, server.table()?))
-    });
+    let table =
+        error.as_db_error().and_then(|server| Some(TableName::new(server.schema()?, server.table()?)));
     match table {
         Some(table) => rows_refused(error, &table, "committing rows of"),
         None => failed(error, "committing"),

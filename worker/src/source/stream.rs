@@ -177,7 +177,7 @@ mod tests {
             capacity_bytes: 1,
         };
         let sql = start_statement(&request);
-        assert!(sql.contains(r#"publication_names '"it''s ""mine""'"#), "{sql}");
+        assert!(sql.contains(r#"publication_names '"it''s ""mine"""'"#), "{sql}");
         assert!(sql.contains(" LOGICAL 0/10 ("), "{sql}");
     }
 }

@@ -57,7 +57,11 @@ pub(crate) fn owner(pipeline: &CdcPipeline) -> OwnerReference {
 }
 
 /// Labels of everything that is made for a pipeline.
-pub(crate) fn labels(pipeline: &str, component: Component, revision: Option<&RevisionName>) -> BTreeMap<String, String> {
+pub(crate) fn labels(
+    pipeline: &str,
+    component: Component,
+    revision: Option<&RevisionName>,
+) -> BTreeMap<String, String> {
     let mut labels = BTreeMap::from([
         ("app.kubernetes.io/name".to_owned(), "penstock".to_owned()),
         ("app.kubernetes.io/instance".to_owned(), pipeline.to_owned()),
@@ -71,7 +75,12 @@ pub(crate) fn labels(pipeline: &str, component: Component, revision: Option<&Rev
     labels
 }
 
-fn metadata(world: &World, name: String, component: Component, revision: Option<&RevisionName>) -> ObjectMeta {
+fn metadata(
+    world: &World,
+    name: String,
+    component: Component,
+    revision: Option<&RevisionName>,
+) -> ObjectMeta {
     ObjectMeta {
         name: Some(name),
         namespace: Some(world.namespace().to_owned()),
@@ -114,8 +123,12 @@ pub(crate) fn service(world: &World) -> Manifest {
 /// A revision as it was minted. It carries no component label: the StatefulSet controller lists the
 /// revisions that its own selector matches.
 pub(crate) fn controller_revision(world: &World, revision: &KnownRevision) -> Result<Manifest, PlanError> {
-    let mut metadata =
-        metadata(world, names::of_revision(world.name(), &revision.name), Component::Worker, Some(&revision.name));
+    let mut metadata = metadata(
+        world,
+        names::of_revision(world.name(), &revision.name),
+        Component::Worker,
+        Some(&revision.name),
+    );
     metadata.labels.get_or_insert_default().remove(LABEL_COMPONENT);
     Ok(Manifest::ControllerRevision(Box::new(ControllerRevision {
         metadata,

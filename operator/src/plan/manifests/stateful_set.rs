@@ -6,9 +6,9 @@ use k8s_openapi::api::apps::v1::{
     StatefulSet, StatefulSetPersistentVolumeClaimRetentionPolicy, StatefulSetSpec, StatefulSetUpdateStrategy,
 };
 use k8s_openapi::api::core::v1::{
-    Container, ContainerPort, EnvVar, EnvVarSource, HTTPGetAction, ObjectFieldSelector, PersistentVolumeClaim,
-    PersistentVolumeClaimSpec, PodTemplateSpec, Probe, ResourceRequirements, TopologySpreadConstraint, VolumeMount,
-    VolumeResourceRequirements,
+    Container, ContainerPort, EnvVar, EnvVarSource, HTTPGetAction, ObjectFieldSelector,
+    PersistentVolumeClaim, PersistentVolumeClaimSpec, PodTemplateSpec, Probe, ResourceRequirements,
+    TopologySpreadConstraint, VolumeMount, VolumeResourceRequirements,
 };
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, ObjectMeta};
@@ -28,7 +28,11 @@ const GRACE_PERIOD_SECONDS: i64 = 60;
 const CONTROL: &str = "control";
 
 /// The workers of a revision; none of them when it is paused or replaced.
-pub(crate) fn stateful_set(world: &World, revision: &KnownRevision, replicas: u16) -> Result<Manifest, PlanError> {
+pub(crate) fn stateful_set(
+    world: &World,
+    revision: &KnownRevision,
+    replicas: u16,
+) -> Result<Manifest, PlanError> {
     let selector = names::worker_selector(world.name(), Some(&revision.name));
     Ok(Manifest::StatefulSet(Box::new(StatefulSet {
         metadata: metadata(
@@ -138,7 +142,9 @@ fn worker_container(world: &World, revision: &KnownRevision) -> Container {
 fn default_resources() -> ResourceRequirements {
     let requests = [("cpu", "100m"), ("memory", "128Mi")];
     ResourceRequirements {
-        requests: Some(requests.into_iter().map(|(name, size)| (name.into(), Quantity(size.into()))).collect()),
+        requests: Some(
+            requests.into_iter().map(|(name, size)| (name.into(), Quantity(size.into()))).collect(),
+        ),
         ..ResourceRequirements::default()
     }
 }

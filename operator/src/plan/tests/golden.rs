@@ -40,11 +40,14 @@ fn step(step: &Step) -> String {
 
 fn object(manifest: &Manifest) -> String {
     let value = serde_json::to_value(manifest).unwrap();
-    let word = |pointer: &str| value.pointer(pointer).and_then(|word| word.as_str()).unwrap_or_default().to_owned();
+    let word =
+        |pointer: &str| value.pointer(pointer).and_then(|word| word.as_str()).unwrap_or_default().to_owned();
     let detail = match manifest {
         Manifest::StatefulSet(_) => format!(" with {} replicas", value["spec"]["replicas"]),
         Manifest::ControllerRevision(_) => format!(" as number {}", value["revision"]),
-        Manifest::ServiceAccount(_) | Manifest::Service(_) | Manifest::ConfigMap(_) | Manifest::Job(_) => String::new(),
+        Manifest::ServiceAccount(_) | Manifest::Service(_) | Manifest::ConfigMap(_) | Manifest::Job(_) => {
+            String::new()
+        }
     };
     format!("{} {}{detail}", word("/kind"), word("/metadata/name"))
 }
@@ -85,9 +88,18 @@ fn what_keeps_workers_from_starting_is_said() {
     world.revisions[0].minted.data.tables = vec!["other.tables".into()];
     golden("14_revision_name_clash", &world);
 
-    golden("15_image_pull_fails", &with_trouble(PodTrouble::ImagePull("pod a cannot pull image b: not found".into())));
-    golden("16_worker_crashes", &with_trouble(PodTrouble::Crashing("the worker ended with code 1: bad flag".into())));
-    golden("17_unschedulable", &with_trouble(PodTrouble::Unschedulable("0/1 nodes: insufficient memory".into())));
+    golden(
+        "15_image_pull_fails",
+        &with_trouble(PodTrouble::ImagePull("pod a cannot pull image b: not found".into())),
+    );
+    golden(
+        "16_worker_crashes",
+        &with_trouble(PodTrouble::Crashing("the worker ended with code 1: bad flag".into())),
+    );
+    golden(
+        "17_unschedulable",
+        &with_trouble(PodTrouble::Unschedulable("0/1 nodes: insufficient memory".into())),
+    );
     golden("18_container_fails", &with_trouble(PodTrouble::Container("no such user".into())));
 }
 
@@ -200,6 +212,12 @@ fn deletion_goes_step_by_step() {
     let mut world = stopped(DeletionPolicy::Delete);
     world.secrets.insert("shop-db".into(), SecretKeys::Missing);
     golden("67_clean_up_lacks_a_secret", &world);
+    let mut world = stopped(DeletionPolicy::Delete);
+    world.taken = vec!["Job inventory-clean-up".into()];
+    golden("69_clean_up_name_taken", &world);
+    let mut world = stopped(DeletionPolicy::Delete);
+    world.refused = Some("exceeded quota".into());
+    golden("70_clean_up_refused", &world);
     let mut world = stopped(DeletionPolicy::Delete);
     world.namespace_terminating = true;
     golden("68_namespace_goes", &world);

@@ -11,17 +11,19 @@ use penstock_crds::report::{Lag, Problem, Reachability, Reason, Report, Snapshot
 use penstock_crds::revision::{DataAffecting, MintedRevision, RevisionName};
 
 use crate::plan::{Plan, plan};
-use crate::world::{Answer, ControlSecret, KnownRevision, Owned, PodTrouble, SecretKeys, WorkerPod, WorkerSet, World};
+use crate::world::{
+    Answer, ControlSecret, KnownRevision, Owned, PodTrouble, SecretKeys, WorkerPod, WorkerSet, World,
+};
 
-pub(super) const UID: &str = "0b7c5a1e-6f3a-4c55-9d0e-2f7d0c9f1a11";
-pub(super) const IMAGE: &str = "registry.example.com/penstock-worker:0.1.0";
+pub(crate) const UID: &str = "0b7c5a1e-6f3a-4c55-9d0e-2f7d0c9f1a11";
+pub(crate) const IMAGE: &str = "registry.example.com/penstock-worker:0.1.0";
 
-pub(super) fn now() -> Timestamp {
+pub(crate) fn now() -> Timestamp {
     "2026-03-01T12:00:00Z".parse().unwrap()
 }
 
 /// The pipeline as it was created.
-pub(super) fn pipeline() -> CdcPipeline {
+pub(crate) fn pipeline() -> CdcPipeline {
     static PIPELINE: LazyLock<CdcPipeline> = LazyLock::new(parsed);
     PIPELINE.clone()
 }
@@ -50,7 +52,7 @@ spec:
 }
 
 /// A pipeline that was just created; both Secrets are there.
-pub(super) fn created() -> World {
+pub(crate) fn created() -> World {
     let keys = || SecretKeys::Present(BTreeSet::from(["username".into(), "password".into()]));
     World {
         now: now(),
@@ -72,13 +74,13 @@ pub(super) fn created() -> World {
 }
 
 /// It waits for the operator before it goes.
-pub(super) fn guarded() -> World {
+pub(crate) fn guarded() -> World {
     let mut world = created();
     world.pipeline.metadata.finalizers = Some(vec![FINALIZER.into()]);
     world
 }
 
-pub(super) fn revision(world: &World, number: i64) -> KnownRevision {
+pub(crate) fn revision(world: &World, number: i64) -> KnownRevision {
     let data = DataAffecting::from(&world.pipeline.spec);
     KnownRevision {
         name: data.name().unwrap(),
@@ -89,17 +91,21 @@ pub(super) fn revision(world: &World, number: i64) -> KnownRevision {
 }
 
 /// The revision of its spec is minted.
-pub(super) fn minted() -> World {
+pub(crate) fn minted() -> World {
     let mut world = guarded();
     world.revisions = vec![revision(&world, 1)];
     world
 }
 
-pub(super) fn owned(revision: &RevisionName, what: &str) -> Owned {
-    Owned { name: format!("{what}-{revision}"), uid: format!("uid-{what}-{revision}"), revision: revision.clone() }
+pub(crate) fn owned(revision: &RevisionName, what: &str) -> Owned {
+    Owned {
+        name: format!("{what}-{revision}"),
+        uid: format!("uid-{what}-{revision}"),
+        revision: revision.clone(),
+    }
 }
 
-pub(super) fn set(revision: &RevisionName, replicas: i32, is_observed_empty: bool) -> WorkerSet {
+pub(crate) fn set(revision: &RevisionName, replicas: i32, is_observed_empty: bool) -> WorkerSet {
     WorkerSet {
         object: owned(revision, "inventory"),
         replicas_wanted: replicas,
@@ -108,7 +114,7 @@ pub(super) fn set(revision: &RevisionName, replicas: i32, is_observed_empty: boo
     }
 }
 
-pub(super) fn pod(revision: &RevisionName, shard: u16, answer: Answer) -> WorkerPod {
+pub(crate) fn pod(revision: &RevisionName, shard: u16, answer: Answer) -> WorkerPod {
     WorkerPod {
         name: format!("inventory-{revision}-{shard}"),
         revision: revision.clone(),
@@ -119,7 +125,7 @@ pub(super) fn pod(revision: &RevisionName, shard: u16, answer: Answer) -> Worker
     }
 }
 
-pub(super) fn report(revision: &RevisionName, shard: u16, phase: WorkerPhase) -> Report {
+pub(crate) fn report(revision: &RevisionName, shard: u16, phase: WorkerPhase) -> Report {
     let is_copied = phase == WorkerPhase::Streaming;
     Report {
         uid: UID.into(),
@@ -143,12 +149,12 @@ pub(super) fn report(revision: &RevisionName, shard: u16, phase: WorkerPhase) ->
     }
 }
 
-pub(super) fn answered(report: Report) -> Answer {
+pub(crate) fn answered(report: Report) -> Answer {
     Answer::Report { report: Box::new(report), at: now() }
 }
 
 /// Its objects are there; its workers answer like this.
-pub(super) fn with_workers(answer: impl Fn(&RevisionName, u16) -> Answer) -> World {
+pub(crate) fn with_workers(answer: impl Fn(&RevisionName, u16) -> Answer) -> World {
     let mut world = minted();
     let name = world.revisions[0].name.clone();
     world.control = ControlSecret::Issued { renew_at: "2026-04-01T00:00:00Z".parse().unwrap() };
@@ -160,12 +166,12 @@ pub(super) fn with_workers(answer: impl Fn(&RevisionName, u16) -> Answer) -> Wor
 }
 
 /// Its workers are in this phase, and say so.
-pub(super) fn in_phase(phase: WorkerPhase) -> World {
+pub(crate) fn in_phase(phase: WorkerPhase) -> World {
     with_workers(|name, shard| answered(report(name, shard, phase)))
 }
 
 /// Its workers meet this problem.
-pub(super) fn with_problem(phase: WorkerPhase, reason: Reason, message: &str) -> World {
+pub(crate) fn with_problem(phase: WorkerPhase, reason: Reason, message: &str) -> World {
     with_workers(|name, shard| {
         let mut report = report(name, shard, phase);
         if shard == 1 {
@@ -177,25 +183,25 @@ pub(super) fn with_problem(phase: WorkerPhase, reason: Reason, message: &str) ->
 }
 
 /// Its first pod cannot run.
-pub(super) fn with_trouble(trouble: PodTrouble) -> World {
+pub(crate) fn with_trouble(trouble: PodTrouble) -> World {
     let mut world = with_workers(|_, _| Answer::NotRunning);
     world.pods[0].trouble = Some(trouble);
     world
 }
 
 /// It streams, and was seen doing so.
-pub(super) fn at_rest() -> World {
+pub(crate) fn at_rest() -> World {
     seen(in_phase(WorkerPhase::Streaming))
 }
 
 /// The world after its plan was carried out as far as the status goes.
-pub(super) fn seen(mut world: World) -> World {
+pub(crate) fn seen(mut world: World) -> World {
     world.pipeline.status = plan(&world).unwrap().status;
     world
 }
 
 /// The spec lists other tables than the revision that runs.
-pub(super) fn edited() -> World {
+pub(crate) fn edited() -> World {
     let mut world = at_rest();
     world.pipeline.spec.source.postgres.tables = vec!["public.inventory".into(), "public.orders".into()];
     world.pipeline.metadata.generation = Some(4);
@@ -203,14 +209,14 @@ pub(super) fn edited() -> World {
 }
 
 /// The edit's revision is minted; the old one's workers still run.
-pub(super) fn replacing() -> World {
+pub(crate) fn replacing() -> World {
     let mut world = edited();
     world.revisions.push(revision(&world, 2));
     world
 }
 
 /// The old revision's workers are gone; the new one's are in this phase.
-pub(super) fn replaced(phase: Option<WorkerPhase>) -> World {
+pub(crate) fn replaced(phase: Option<WorkerPhase>) -> World {
     let mut world = replacing();
     let (old, new) = (world.revisions[0].name.clone(), world.revisions[1].name.clone());
     world.sets = vec![set(&old, 0, true)];
@@ -224,13 +230,13 @@ pub(super) fn replaced(phase: Option<WorkerPhase>) -> World {
     world
 }
 
-pub(super) fn deleted(mut world: World) -> World {
+pub(crate) fn deleted(mut world: World) -> World {
     world.pipeline.metadata.deletion_timestamp = Some(Time(now()));
     world
 }
 
 /// It was deleted and its workers are gone.
-pub(super) fn stopped(policy: penstock_crds::spec::DeletionPolicy) -> World {
+pub(crate) fn stopped(policy: penstock_crds::spec::DeletionPolicy) -> World {
     let mut world = deleted(at_rest());
     world.pipeline.spec.deletion_policy = policy;
     world.sets.clear();
@@ -238,6 +244,6 @@ pub(super) fn stopped(policy: penstock_crds::spec::DeletionPolicy) -> World {
     world
 }
 
-pub(super) fn planned(world: &World) -> Plan {
+pub(crate) fn planned(world: &World) -> Plan {
     plan(world).unwrap()
 }

@@ -73,7 +73,9 @@ fn put_change(out: &mut BytesMut, change: &Change) {
         Change::Update { relation, old, new } => {
             out.put_u8(b'U');
             out.put_u32(relation.0);
-            old.iter().for_each(|old| put_old(out, old));
+            if let Some(old) = old {
+                put_old(out, old);
+            }
             put_row(out, b'N', new);
         }
         Change::Delete { relation, old } => {
@@ -85,7 +87,9 @@ fn put_change(out: &mut BytesMut, change: &Change) {
             out.put_u8(b'T');
             out.put_u32(relations.len().try_into().unwrap());
             out.put_u8(u8::from(*cascade) | u8::from(*restart_identity) << 1);
-            relations.iter().for_each(|relation| out.put_u32(relation.0));
+            for relation in relations {
+                out.put_u32(relation.0);
+            }
         }
     }
 }

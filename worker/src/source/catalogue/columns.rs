@@ -111,7 +111,8 @@ async fn format_types(client: &Client, carried: &[(Attribute, Carried)]) -> Resu
     let rows = client
         .query(
             "SELECT pg_catalog.format_type(t.id, t.modifier) \
-             FROM pg_catalog.unnest($1::oid[], $2::int4[]) WITH ORDINALITY AS t (id, modifier, place) \
+             FROM ROWS FROM (pg_catalog.unnest($1::oid[]), pg_catalog.unnest($2::int4[])) \
+               WITH ORDINALITY AS t (id, modifier, place) \
              ORDER BY t.place",
             &[&oids, &modifiers],
         )
