@@ -1,4 +1,4 @@
-//! The CustomResourceDefinition as it is installed: what the derive makes, fitted to what an API server
+//! The `CustomResourceDefinition` as it is installed: what the derive makes, fitted to what an API server
 //! knows.
 
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use crate::CdcPipeline;
 
-/// The CustomResourceDefinition of `CdcPipeline`, as the chart installs it.
+/// The `CustomResourceDefinition` of `CdcPipeline`, as the chart installs it.
 ///
 /// # Errors
 /// Never for the types of this crate; a test makes it.

@@ -47,7 +47,7 @@ fn everything_a_user_writes_is_bounded_so_that_rules_have_a_cost() {
     walk(&schema["properties"]["spec"], "spec", &mut |path, field| match field["type"].as_str() {
         Some("string") => assert!(field["maxLength"].is_u64() || field["enum"].is_array(), "{path}"),
         Some("array") => {
-            assert!(field["maxItems"].is_u64() && field["x-kubernetes-list-type"].is_string(), "{path}")
+            assert!(field["maxItems"].is_u64() && field["x-kubernetes-list-type"].is_string(), "{path}");
         }
         Some("integer") => assert!(field["minimum"].is_i64() && field["maximum"].is_i64(), "{path}"),
         Some("object") => {

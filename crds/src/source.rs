@@ -14,7 +14,7 @@ use crate::connection::PostgresConnection;
 #[x_kube(validation = Rule::new("has(self.publication) == has(oldSelf.publication) && (!has(self.publication) || self.publication == oldSelf.publication)")
     .message("source.postgres.publication cannot be changed on an existing pipeline: changes between two publications would be lost. Create a new CdcPipeline"))]
 pub struct PostgresSource {
-    /// How to reach the database. The role needs REPLICATION (or rds_replication and the like) and
+    /// How to reach the database. The role needs REPLICATION (or `rds_replication` and the like) and
     /// SELECT on the tables; to manage the publication it must own the tables.
     pub connection: PostgresConnection,
 

@@ -1,5 +1,8 @@
 //! `CdcPipeline`, the one resource of Penstock.
 
+// `maxRows`, `maxBytes`, `maxDelayMs` are the manifest's words.
+#![allow(clippy::struct_field_names)]
+
 use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};

@@ -32,10 +32,13 @@ fn sentence(error: &kube::Error) -> String {
 impl CallError {
     fn status(&self) -> Option<&kube::core::Status> {
         match &self.cause {
-            Cause::Api(error) => match error.as_ref() {
-                kube::Error::Api(status) => Some(status),
-                _ => None,
-            },
+            Cause::Api(error) => {
+                if let kube::Error::Api(status) = error.as_ref() {
+                    Some(status)
+                } else {
+                    None
+                }
+            }
             Cause::Timeout => None,
         }
     }
@@ -55,16 +58,18 @@ impl CallError {
     }
 }
 
-/// Runs a call within the time limit.
-pub(crate) async fn call<T>(
+/// Runs a call within the time limit. The call is boxed: a pass makes many, and their states are large.
+pub(crate) fn call<T>(
     tried: impl Into<String>,
     work: impl Future<Output = kube::Result<T>>,
-) -> Result<T, CallError> {
-    let outcome = tokio::time::timeout(TIME_LIMIT, work).await;
-    let cause = match outcome {
-        Ok(Ok(value)) => return Ok(value),
-        Ok(Err(error)) => Cause::Api(Box::new(error)),
-        Err(_) => Cause::Timeout,
-    };
-    Err(CallError { tried: tried.into(), cause })
+) -> impl Future<Output = Result<T, CallError>> {
+    let (tried, work) = (tried.into(), Box::pin(work));
+    async move {
+        let cause = match tokio::time::timeout(TIME_LIMIT, work).await {
+            Ok(Ok(value)) => return Ok(value),
+            Ok(Err(error)) => Cause::Api(Box::new(error)),
+            Err(_) => Cause::Timeout,
+        };
+        Err(CallError { tried, cause })
+    }
 }

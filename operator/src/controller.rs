@@ -18,7 +18,7 @@ use crate::observe::{Caches, ObserveError, Observer};
 use crate::plan::{Plan, PlanError, Step, plan};
 
 /// Longest pause after an error.
-const BACKOFF_MAX: Duration = Duration::from_secs(60);
+const BACKOFF_MAX: Duration = Duration::from_mins(1);
 
 /// A pipeline as it is stored, whether or not it can be read.
 type Stored = DeserializeGuard<CdcPipeline>;
@@ -85,7 +85,7 @@ pub async fn run(client: Client, settings: Settings, metrics: Arc<Metrics>) {
                     forgets.forget(object.namespace.as_deref().unwrap_or_default(), &object.name);
                 }
                 Err(error) => {
-                    tracing::warn!(%error, "the watch of pipelines was interrupted; it starts again")
+                    tracing::warn!(%error, "the watch of pipelines was interrupted; it starts again");
                 }
             }
             std::future::ready(())
@@ -103,7 +103,7 @@ async fn pass(stored: Arc<Stored>, context: Arc<Context>) -> Result<Action, Pass
     let span = tracing::info_span!("pass", pipeline = %format!("{namespace}/{}", pipeline.name_any()));
     let begun = Instant::now();
     context.metrics.pass_begins();
-    let outcome = reconcile(pipeline, &context).instrument(span.clone()).await;
+    let outcome = Box::pin(reconcile(pipeline, &context)).instrument(span.clone()).await;
     let label = if outcome.is_ok() { Outcome::Success } else { Outcome::Error };
     context.metrics.pass_ends(label, begun.elapsed());
     if let Err(error) = &outcome {
@@ -118,7 +118,7 @@ async fn reconcile(pipeline: &CdcPipeline, context: &Context) -> Result<Action, 
     let observed = context.observer.observe(pipeline, context.memory(&uid).refused).await?;
     // 2. What is there to do, and to say?
     let plan = plan(&observed.world)?;
-    context.log(pipeline, &plan);
+    log(pipeline, &plan);
     // 3. Do it; say it.
     let applied = context.applier.carry_out(&observed, &plan).await;
     // 4. What will the next pass want to know of this one?
@@ -127,6 +127,16 @@ async fn reconcile(pipeline: &CdcPipeline, context: &Context) -> Result<Action, 
     applied?;
     // 5. When is there something to see again?
     Ok(plan.look_again.map_or_else(Action::await_change, |pause| Action::requeue(jittered(pause))))
+}
+
+/// What changes, and everything that people are told: Events do not live long.
+fn log(pipeline: &CdcPipeline, plan: &Plan) {
+    let before = pipeline.status.as_ref().and_then(|status| status.phase);
+    if let Some(now) = phase(plan)
+        && before != Some(now)
+    {
+        tracing::info!(phase = ?now, waits_for = plan.waits_for.as_deref().unwrap_or_default(), "the phase changes");
+    }
 }
 
 fn phase(plan: &Plan) -> Option<penstock_crds::status::Phase> {
@@ -161,22 +171,6 @@ impl Context {
         );
         self.applier.publisher().malformed(stored, note).await;
         Action::await_change()
-    }
-
-    fn log(&self, pipeline: &CdcPipeline, plan: &Plan) {
-        let before = pipeline.status.as_ref().and_then(|status| status.phase);
-        let now = phase(plan);
-        if before != now && now.is_some() {
-            let waits_for = plan.waits_for.as_deref().unwrap_or_default();
-            tracing::info!(phase = ?now, %waits_for, "the phase changes");
-        }
-        for step in &plan.steps {
-            if let Step::Emit(event) = step
-                && event.reason == "LeftBehind"
-            {
-                tracing::warn!(note = %event.note, "databases are not cleaned");
-            }
-        }
     }
 
     fn memory(&self, uid: &str) -> Memory {

@@ -1,4 +1,4 @@
-//! The operator of Penstock: reconciles CdcPipelines into workers.
+//! The operator of Penstock: reconciles `CdcPipeline`s into workers.
 //!
 //! `watch -> observe -> plan -> apply -> status`, one direction. `controller.rs` is the table of contents.
 

@@ -1,4 +1,4 @@
-//! `penstock-operator`: watches CdcPipelines and runs their workers.
+//! `penstock-operator`: watches `CdcPipelines` and runs their workers.
 
 use std::net::SocketAddr;
 use std::process::ExitCode;
@@ -19,7 +19,7 @@ use tokio_util::sync::CancellationToken;
 /// The lease is given back within this time, so that the whole exit takes less than 5 seconds.
 const RELEASE_LIMIT: Duration = Duration::from_secs(3);
 
-/// Watches CdcPipelines and runs their workers
+/// Watches `CdcPipelines` and runs their workers
 #[derive(Clone, Debug, Parser)]
 #[command(version, about)]
 struct Arguments {
@@ -47,7 +47,7 @@ struct Arguments {
     #[arg(long, env = "PENSTOCK_CONCURRENCY", default_value_t = 16, value_parser = clap::value_parser!(u16).range(1..=256))]
     concurrency: u16,
 
-    /// What to log, as a tracing filter such as info or info,penstock_operator=debug
+    /// What to log, as a tracing filter such as info or `info,penstock_operator=debug`
     #[arg(long, env = "PENSTOCK_LOG", value_name = "FILTER", default_value = "info")]
     log: String,
 }
@@ -83,8 +83,7 @@ async fn run(arguments: Arguments) -> anyhow::Result<()> {
     let identity = arguments.identity.clone().unwrap_or_else(made_up_identity);
     let metrics = Arc::new(Metrics::default());
     let mut candidate = Candidate::new(client.clone(), &namespace, &arguments.lease_name, identity.clone());
-    let served = serve::serve(listener, Arc::clone(&metrics), candidate.pulse(), stop.clone());
-    let server = tokio::spawn(served);
+    let server = tokio::spawn(serve::serve(listener, Arc::clone(&metrics), candidate.pulse(), stop.clone()));
 
     tracing::info!(version = env!("CARGO_PKG_VERSION"), %identity, worker_image = %arguments.worker_image, "started");
     let settings = Settings {

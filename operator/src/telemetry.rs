@@ -46,13 +46,13 @@ impl Telemetry {
             } else {
                 None
             };
-        let tracer = traces.as_ref().map(|provider| provider.tracer("penstock-operator"));
+        let spans = traces.as_ref().map(|provider| provider.tracer("penstock-operator"));
         let logs = tracing_subscriber::fmt::layer();
         let logs = if std::io::stdout().is_terminal() { logs.boxed() } else { logs.json().boxed() };
         tracing_subscriber::registry()
             .with(filter)
             .with(logs)
-            .with(tracer.map(|tracer| tracing_opentelemetry::layer().with_tracer(tracer)))
+            .with(spans.map(|tracer| tracing_opentelemetry::layer().with_tracer(tracer)))
             .init();
         Ok(Self { traces })
     }

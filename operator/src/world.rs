@@ -28,13 +28,13 @@ pub struct World {
     pub namespace_terminating: bool,
     /// Kept revisions, in no order.
     pub revisions: Vec<KnownRevision>,
-    /// Worker StatefulSets, one per revision.
+    /// Worker `StatefulSets`, one per revision.
     pub sets: Vec<WorkerSet>,
     /// Worker pods, ending ones too.
     pub pods: Vec<WorkerPod>,
     /// Volume claims of this very pipeline (by UID).
     pub claims: Vec<Owned>,
-    /// ConfigMaps of revisions.
+    /// `ConfigMaps` of revisions.
     pub config_maps: Vec<Owned>,
     /// The Secrets that the manifest names.
     pub secrets: BTreeMap<String, SecretKeys>,
@@ -95,7 +95,7 @@ pub struct KnownRevision {
     pub number: i64,
     /// What it means.
     pub minted: MintedRevision,
-    /// UID of the ControllerRevision.
+    /// UID of the `ControllerRevision`.
     pub uid: String,
 }
 

@@ -38,11 +38,10 @@ fn check(schema: &Value, value: &Value, path: &str, found: &mut Vec<Mistake>) {
         (Some("integer"), Value::Number(number)) if number.is_i64() || number.is_u64() => {
             check_number(schema, number, path, found);
         }
-        (Some("boolean"), Value::Bool(_)) => {}
+        (Some("boolean"), Value::Bool(_)) | (None, _) => {}
         (Some(expected), _) => {
-            report(found, path, format!("must be {}, not {}", article(expected), kind_of(value)))
+            report(found, path, format!("must be {}, not {}", article(expected), kind_of(value)));
         }
-        (None, _) => {}
     }
 }
 

@@ -22,12 +22,12 @@ use crate::plan::{EventKind, PlannedEvent};
 /// The API server refuses a longer note.
 const NOTE_BYTES_MAX: usize = 1024;
 /// An event that repeats is counted at most this often.
-const COUNTED_EVERY: Duration = Duration::from_secs(60);
+const COUNTED_EVERY: Duration = Duration::from_mins(1);
 /// How long an event that was published is remembered: as long as the API server keeps it.
-const REMEMBERED: Duration = Duration::from_secs(3600);
+const REMEMBERED: Duration = Duration::from_hours(1);
 
 /// Publishes Events.
-pub struct Publisher {
+pub(crate) struct Publisher {
     client: Client,
     /// Name of this operator's pod.
     instance: String,
@@ -44,7 +44,7 @@ struct Published {
 
 impl Publisher {
     /// A publisher that has published nothing yet.
-    pub fn new(client: Client, instance: String) -> Self {
+    pub(crate) fn new(client: Client, instance: String) -> Self {
         Self { client, instance, published: Mutex::default() }
     }
 
@@ -70,6 +70,12 @@ impl Publisher {
     async fn about(&self, regarding: &ObjectReference, event: &PlannedEvent) {
         let name = event_name(regarding, event);
         let Some(before) = self.due(&name, event.once.is_some()) else { return };
+        if before.is_none() {
+            match event.kind {
+                EventKind::Normal => tracing::info!(reason = %event.reason, note = %event.note, "tells"),
+                EventKind::Warning => tracing::warn!(reason = %event.reason, note = %event.note, "tells"),
+            }
+        }
         let outcome = match before {
             None => self.create(regarding, event, &name).await,
             Some(count) => self.count(regarding, &name, count).await,

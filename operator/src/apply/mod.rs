@@ -23,7 +23,7 @@ use serde::de::DeserializeOwned;
 use serde_json::json;
 use sha2::{Digest as _, Sha256};
 
-pub use events::Publisher;
+pub(crate) use events::Publisher;
 
 use crate::call::{CallError, call};
 use crate::observe::Observed;
@@ -32,7 +32,7 @@ use crate::world::World;
 
 /// A step that could not be carried out.
 #[derive(Debug, thiserror::Error)]
-pub enum ApplyError {
+pub(crate) enum ApplyError {
     /// The API server did not take it.
     #[error(transparent)]
     Call(#[from] CallError),
@@ -46,7 +46,7 @@ pub enum ApplyError {
 
 impl ApplyError {
     /// What the API server said, if it will say the same again.
-    pub fn refusal(&self) -> Option<String> {
+    pub(crate) fn refusal(&self) -> Option<String> {
         match self {
             Self::Call(error) => error.is_refusal().then(|| error.to_string()),
             Self::Certificate(_) | Self::Json(_) => None,
@@ -55,13 +55,17 @@ impl ApplyError {
 }
 
 /// Carries plans out.
-pub struct Applier {
+pub(crate) struct Applier {
     client: Client,
     publisher: Publisher,
-    /// What was applied: pipeline UID to kind and name to what it was and the version it got.
-    applied: Mutex<HashMap<String, HashMap<(&'static str, String), Applied>>>,
+    /// What was applied, by the pipeline's UID.
+    applied: Mutex<HashMap<String, AppliedObjects>>,
 }
 
+/// Kind and name of an object to what was applied.
+type AppliedObjects = HashMap<(&'static str, String), Applied>;
+
+/// What was applied, and the version that the object got by it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Applied {
     content: [u8; 32],
@@ -70,13 +74,13 @@ struct Applied {
 
 impl Applier {
     /// An applier that has applied nothing yet.
-    pub fn new(client: Client, publisher: Publisher) -> Self {
+    pub(crate) fn new(client: Client, publisher: Publisher) -> Self {
         Self { client, publisher, applied: Mutex::default() }
     }
 
     /// Carries the steps out in order, up to the first that fails, then writes the status. The status says
     /// what was observed, so it is written whether or not the steps succeeded.
-    pub async fn carry_out(&self, observed: &Observed, plan: &Plan) -> Result<(), ApplyError> {
+    pub(crate) async fn carry_out(&self, observed: &Observed, plan: &Plan) -> Result<(), ApplyError> {
         let steps = self.steps(observed, &plan.steps).await;
         if let Some(status) = &plan.status {
             status::write(&self.client, &observed.world, status).await?;
@@ -85,12 +89,12 @@ impl Applier {
     }
 
     /// Forgets a pipeline that is gone.
-    pub fn forget(&self, uid: &str) {
+    pub(crate) fn forget(&self, uid: &str) {
         self.lock().remove(uid);
     }
 
     /// Tells people something about a pipeline.
-    pub fn publisher(&self) -> &Publisher {
+    pub(crate) fn publisher(&self) -> &Publisher {
         &self.publisher
     }
 
@@ -224,7 +228,7 @@ impl Applier {
         }
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<String, HashMap<(&'static str, String), Applied>>> {
+    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<String, AppliedObjects>> {
         self.applied.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 }

@@ -104,10 +104,10 @@ impl Candidate {
             match self.attempt().await {
                 Ok(Holding::Ours) => return,
                 Ok(Holding::Theirs(holder)) => {
-                    tracing::debug!(lease = %self.name, %holder, "another operator leads")
+                    tracing::debug!(lease = %self.name, %holder, "another operator leads");
                 }
                 Err(error) => {
-                    tracing::warn!(lease = %self.name, %error, "the lease could not be read or written")
+                    tracing::warn!(lease = %self.name, %error, "the lease could not be read or written");
                 }
             }
             tokio::time::sleep(jittered(RETRY)).await;
@@ -127,7 +127,7 @@ impl Candidate {
                     return Lost::TakenOver { lease: self.name.clone(), holder };
                 }
                 Ok(Err(error)) => {
-                    tracing::warn!(lease = %self.name, %error, "the lease could not be renewed")
+                    tracing::warn!(lease = %self.name, %error, "the lease could not be renewed");
                 }
                 Err(_) => return Lost::NotRenewed { lease: self.name.clone() },
             }

@@ -24,11 +24,11 @@ use crate::names::{LABEL_MANAGED_BY, MANAGED_BY};
 const PATIENCE: Duration = Duration::from_secs(20);
 
 /// Pipelines whose objects changed.
-pub type Touched = BoxStream<'static, ObjectRef<DeserializeGuard<CdcPipeline>>>;
+pub(super) type Touched = BoxStream<'static, ObjectRef<DeserializeGuard<CdcPipeline>>>;
 
 /// What watches bring.
 #[derive(Clone, Debug)]
-pub struct Caches {
+pub(crate) struct Caches {
     sets: Store<StatefulSet>,
     pods: Store<Pod>,
     jobs: Store<Job>,
@@ -41,7 +41,7 @@ pub struct Caches {
 
 impl Caches {
     /// Caches, and the stream that fills them while it is polled.
-    pub fn new(client: &Client) -> (Self, Touched) {
+    pub(crate) fn new(client: &Client) -> (Self, Touched) {
         let (sets, touched_sets) = cached(client);
         let (pods, touched_pods) = cached(client);
         let (jobs, touched_jobs) = cached(client);

@@ -14,16 +14,16 @@ use k8s_openapi::api::core::v1::Namespace;
 use kube::{Api, Client};
 use penstock_crds::CdcPipeline;
 
-pub use caches::Caches;
-pub use secrets::{ControlMaterial, SecretReader};
-pub use worker_api::WorkerApi;
+pub(crate) use caches::Caches;
+pub(crate) use secrets::{ControlMaterial, SecretReader};
+pub(crate) use worker_api::WorkerApi;
 
 use crate::call::{CallError, call};
 use crate::plan::{PlanError, target_revision};
 use crate::world::World;
 
 /// Everything that is needed to look at pipelines.
-pub struct Observer {
+pub(crate) struct Observer {
     client: Client,
     caches: Caches,
     secrets: SecretReader,
@@ -33,7 +33,7 @@ pub struct Observer {
 
 /// A world, and what carrying out a plan needs besides.
 #[derive(Debug)]
-pub struct Observed {
+pub(crate) struct Observed {
     /// What a decision may look at.
     pub world: World,
     /// Kind and name of each object to the version it was seen in.
@@ -44,7 +44,7 @@ pub struct Observed {
 
 /// A world that could not be observed.
 #[derive(Debug, thiserror::Error)]
-pub enum ObserveError {
+pub(crate) enum ObserveError {
     /// The API server did not answer, or not as it should.
     #[error(transparent)]
     Call(#[from] CallError),
@@ -58,14 +58,14 @@ pub enum ObserveError {
 
 impl Observer {
     /// An observer.
-    pub fn new(client: Client, caches: Caches, default_image: String) -> Self {
+    pub(crate) fn new(client: Client, caches: Caches, default_image: String) -> Self {
         let secrets = SecretReader::new(client.clone());
         Self { client, caches, secrets, workers: WorkerApi::default(), default_image }
     }
 
     /// Everything there is to know about a pipeline now. `refused` is what the API server said at the last
     /// attempt.
-    pub async fn observe(
+    pub(crate) async fn observe(
         &self,
         pipeline: &CdcPipeline,
         refused: Option<String>,
@@ -111,12 +111,12 @@ impl Observer {
     }
 
     /// Forgets what was remembered about Secrets of a pipeline, after one was written.
-    pub fn forget_control(&self, uid: &str) {
+    pub(crate) fn forget_control(&self, uid: &str) {
         self.secrets.forget(uid);
     }
 
     /// Forgets a pipeline that is gone.
-    pub fn forget(&self, uid: &str) {
+    pub(crate) fn forget(&self, uid: &str) {
         self.secrets.forget(uid);
         self.workers.forget(uid);
     }

@@ -86,8 +86,8 @@ impl Objects {
         let is = |kind: &str| {
             conditions.clone().any(|condition| condition.type_ == kind && condition.status == "True")
         };
-        let pods = self.pods.iter().filter(|pod| component(*pod) == Some(Component::CleanUp.label()));
-        let failure = pods.filter_map(pods::last_failure).next();
+        let is_its = |pod: &&Pod| component(*pod) == Some(Component::CleanUp.label());
+        let failure = self.pods.iter().filter(is_its).find_map(pods::last_failure);
         let failed = is("Failed").then(|| "the Job has given up".to_owned());
         Some(CleanUpJob {
             uid: job.uid().unwrap_or_default(),

@@ -24,7 +24,7 @@ const BELIEVED: Duration = Duration::from_secs(30);
 
 /// Token and certificate authority of a pipeline's workers.
 #[derive(Clone)]
-pub struct ControlMaterial {
+pub(crate) struct ControlMaterial {
     /// The bearer token.
     pub token: String,
     /// The certificates to trust, PEM; the newest first.
@@ -38,15 +38,20 @@ impl std::fmt::Debug for ControlMaterial {
 }
 
 /// Reads Secrets by name.
-pub struct SecretReader {
+pub(crate) struct SecretReader {
     client: Client,
-    in_order: Mutex<HashMap<(String, String), (Instant, BTreeSet<String>)>>,
+    /// By namespace and name.
+    in_order: Mutex<HashMap<(String, String), InOrder>>,
+    /// By the pipeline's UID.
     control: Mutex<HashMap<String, (Instant, ControlSecret, ControlMaterial)>>,
 }
 
+/// When a Secret was read, and its keys.
+type InOrder = (Instant, BTreeSet<String>);
+
 impl SecretReader {
     /// A reader that knows nothing yet.
-    pub fn new(client: Client) -> Self {
+    pub(crate) fn new(client: Client) -> Self {
         Self { client, in_order: Mutex::default(), control: Mutex::default() }
     }
 

@@ -27,7 +27,7 @@ const BYTES_MAX: usize = 1024 * 1024;
 
 /// Asks workers, and remembers what they said last.
 #[derive(Debug, Default)]
-pub struct WorkerApi {
+pub(crate) struct WorkerApi {
     /// Pipeline UID to pod UID to what is known of that pod.
     acquaintances: Mutex<HashMap<String, HashMap<String, Acquaintance>>>,
 }

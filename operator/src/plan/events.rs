@@ -36,7 +36,7 @@ pub struct PlannedEvent {
 }
 
 impl PlannedEvent {
-    fn once(reason: &str, action: &str, key: String, note: String) -> Self {
+    fn once(reason: &str, action: &str, key: &str, note: String) -> Self {
         Self {
             kind: EventKind::Normal,
             reason: reason.into(),
@@ -55,7 +55,7 @@ impl PlannedEvent {
             revision.minted.image,
             revision.minted.data.tables.join(", "),
         );
-        Self::once("RevisionMinted", "Mint", revision.number.to_string(), note)
+        Self::once("RevisionMinted", "Mint", &revision.number.to_string(), note)
     }
 
     /// The workers of another revision are stopped.
@@ -64,30 +64,30 @@ impl PlannedEvent {
             "The workers of revision {old} stop at an exact position; {} goes on from it",
             target.name
         );
-        Self::once("Replacing", "Replace", format!("{}-{old}", target.number), note)
+        Self::once("Replacing", "Replace", &format!("{}-{old}", target.number), note)
     }
 
     /// The workers of a revision took over, and what the other left is removed.
     pub(super) fn replaced(old: &RevisionName, target: &KnownRevision) -> Self {
         let note =
             format!("Revision {} applies changes; the workers and volumes of {old} are removed", target.name);
-        Self::once("Replaced", "Replace", format!("{}-{old}", target.number), note)
+        Self::once("Replaced", "Replace", &format!("{}-{old}", target.number), note)
     }
 
     /// What `deletionPolicy: Retain` keeps.
     pub(super) fn retained(note: String) -> Self {
-        Self::once("StateRetained", "Delete", String::new(), note)
+        Self::once("StateRetained", "Delete", "", note)
     }
 
     /// Nothing is left in the databases but the copied tables.
     pub(super) fn cleaned_up() -> Self {
         let note = "Replication slots, a managed publication, sink state and volumes are removed; the copied tables stay";
-        Self::once("CleanedUp", "Delete", String::new(), note.into())
+        Self::once("CleanedUp", "Delete", "", note.into())
     }
 
     /// The namespace goes, and with it everything that could clean up.
     pub(super) fn left_behind(note: String) -> Self {
-        Self { kind: EventKind::Warning, ..Self::once("LeftBehind", "Delete", String::new(), note) }
+        Self { kind: EventKind::Warning, ..Self::once("LeftBehind", "Delete", "", note) }
     }
 
     fn counted(kind: EventKind, reason: String, note: String) -> Self {
@@ -135,7 +135,7 @@ fn notices(stage: &Stage<'_>) -> Vec<PlannedEvent> {
                 let epoch = report.epoch.unwrap_or_default();
                 let key = format!("{}-{epoch}-{}", report.shard, notice.id);
                 let note = format!("Shard {}: {}", report.shard, notice.message);
-                PlannedEvent::once(&format!("{:?}", notice.reason), "Run", key, note)
+                PlannedEvent::once(&format!("{:?}", notice.reason), "Run", &key, note)
             })
         })
         .collect()

@@ -68,7 +68,7 @@ pub(super) fn stage(world: &World) -> Result<Stage<'_>, PlanError> {
     Ok(Stage::Run { target, replicas, shards })
 }
 
-/// StatefulSets of revisions that the spec does not mean.
+/// `StatefulSets` of revisions that the spec does not mean.
 pub(super) fn others<'a>(world: &'a World, target: &RevisionName) -> impl Iterator<Item = &'a WorkerSet> {
     world.sets.iter().filter(move |set| set.object.revision != *target)
 }
