@@ -4,6 +4,12 @@ use kube::KubeSchema;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+/// What a Kubernetes object's name looks like, as a CEL rule on the name.
+pub(crate) const OBJECT_NAME_RULE: &str =
+    "self.matches('^[a-z0-9]([-a-z0-9]*[a-z0-9])?([.][a-z0-9]([-a-z0-9]*[a-z0-9])?)*$')";
+/// What to write instead.
+pub(crate) const OBJECT_NAME_MESSAGE: &str = "must be the name of a Secret of the pipeline's namespace: lowercase letters, digits, '-' and '.', for example shop-db";
+
 /// How to reach a PostgreSQL database.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
@@ -12,6 +18,8 @@ pub struct PostgresConnection {
     #[schemars(length(min = 1, max = 253))]
     #[x_kube(validation = Rule::new("!self.contains('/') && !self.contains(' ')")
         .message("connection.host must be a host name or an address, without scheme, path or spaces: write shop-db, not postgres://shop-db/shop"))]
+    #[x_kube(validation = Rule::new("!self.matches('^[^:]*:[0-9]*$')")
+        .message("connection.host must not hold the port: write it in connection.port"))]
     pub host: String,
 
     /// TCP port.
@@ -25,6 +33,7 @@ pub struct PostgresConnection {
 
     /// Secret of the pipeline's namespace with the keys `username` and `password`.
     #[schemars(length(min = 1, max = 253))]
+    #[x_kube(validation = Rule::new(OBJECT_NAME_RULE).message(OBJECT_NAME_MESSAGE))]
     pub credentials_secret: String,
 
     /// Encryption of the connection.
@@ -55,11 +64,13 @@ pub struct Tls {
     /// `verify-full` trust the CAs of the worker's image.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 253))]
+    #[x_kube(validation = Rule::new(OBJECT_NAME_RULE).message(OBJECT_NAME_MESSAGE))]
     pub ca_secret: Option<String>,
 
     /// Secret with the keys `tls.crt` and `tls.key`: the certificate that the worker shows, PEM.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 253))]
+    #[x_kube(validation = Rule::new(OBJECT_NAME_RULE).message(OBJECT_NAME_MESSAGE))]
     pub client_certificate_secret: Option<String>,
 }
 

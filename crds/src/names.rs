@@ -1,5 +1,7 @@
 //! The names that operator, worker and people share: labels, annotations, files, ports.
 
+use sha2::{Digest as _, Sha256};
+
 /// API group of the resource, and prefix of labels and annotations.
 pub const GROUP: &str = "penstock.dev";
 /// Field manager of every server-side apply.
@@ -10,6 +12,8 @@ pub const FINALIZER: &str = "penstock.dev/clean-up";
 pub const LABEL_PIPELINE: &str = "penstock.dev/pipeline";
 /// Label: revision that an object belongs to, such as `r1a2b3c4d`.
 pub const LABEL_REVISION: &str = "penstock.dev/revision";
+/// Label: UID of the pipeline that a volume belongs to.
+pub const LABEL_UID: &str = "penstock.dev/uid";
 /// Annotation a user sets on a new pipeline: UID of a deleted one whose retained state it takes over.
 pub const ANNOTATION_ADOPT: &str = "penstock.dev/adopt";
 
@@ -34,3 +38,33 @@ pub const DIR_TLS: &str = "/etc/penstock/tls";
 pub const FILE_PIPELINE: &str = "pipeline.yaml";
 /// Key of the bearer token in the control Secret.
 pub const FILE_TOKEN: &str = "token";
+
+/// The first 8 hex digits of the SHA-256 of a pipeline's UID: what its names in databases are made from.
+pub fn uid8(uid: &str) -> String {
+    let mut digest = hex::encode(Sha256::digest(uid));
+    digest.truncate(8);
+    digest
+}
+
+/// Name of the replication slot of one shard. It survives a change of revision.
+pub fn slot(uid: &str, shard: u16) -> String {
+    format!("penstock_{}_{shard}", uid8(uid))
+}
+
+/// Name of the publication that a pipeline keeps, unless the manifest gives one.
+pub fn publication(uid: &str) -> String {
+    format!("penstock_{}", uid8(uid))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_in_databases_are_made_from_the_uid_and_stay_the_same() {
+        let uid = "0b7c5a1e-6f3a-4c55-9d0e-2f7d0c9f1a11";
+        assert_eq!(uid8(uid), "fa08af98");
+        assert_eq!(slot(uid, 3), "penstock_fa08af98_3");
+        assert_eq!(publication(uid), "penstock_fa08af98");
+    }
+}

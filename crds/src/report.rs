@@ -190,6 +190,8 @@ pub enum Reason {
     SinkOutOfResources,
     /// Another run of this shard took over; this one starts again.
     Fenced,
+    /// Shard 0 has not written yet which tables are whose.
+    WaitingForShardZero,
     /// A newer revision of the pipeline took over; this one stops for good.
     Superseded,
     /// The worker's volume is full.
@@ -213,7 +215,8 @@ impl Reason {
             | Self::SlotInUse
             | Self::TableRewritten
             | Self::SinkOutOfResources
-            | Self::Fenced => Policy::Retry,
+            | Self::Fenced
+            | Self::WaitingForShardZero => Policy::Retry,
             Self::SourceAuthenticationFailed
             | Self::SourceTlsFailed
             | Self::SinkAuthenticationFailed

@@ -14,19 +14,18 @@ use crate::connection::PostgresConnection;
 #[x_kube(validation = Rule::new("has(self.publication) == has(oldSelf.publication) && (!has(self.publication) || self.publication == oldSelf.publication)")
     .message("source.postgres.publication cannot be changed on an existing pipeline: changes between two publications would be lost. Create a new CdcPipeline"))]
 pub struct PostgresSource {
-    /// How to reach the database. The role needs REPLICATION (or rds_replication and the like) and
+    /// How to reach the database. The role needs REPLICATION (or `rds_replication` and the like) and
     /// SELECT on the tables; to manage the publication it must own the tables.
     pub connection: PostgresConnection,
 
     /// The tables to copy: `schema.table`, `schema.*`, or `schema.prefix*`. A pattern is resolved when
-    /// the pipeline's revision starts. At least one table must exist for each entry.
-    #[schemars(length(min = 1, max = 1000), inner(length(min = 3, max = 130)))]
-    #[x_kube(validation = Rule::new("self.all(t, t.matches('^[^.*\\\\s]+[.]([^.*]+[*]?|[*])$'))")
+    /// the pipeline's revision starts. At least one table must exist for each entry. An entry is
+    /// written once.
+    #[schemars(length(min = 1, max = 1000), inner(length(min = 3, max = 128)), extend("x-kubernetes-list-type" = "set"))]
+    #[x_kube(validation = Rule::new("self.all(t, t.matches('^[^.*[:space:]]+[.]([^.*[:space:]]+[*]?|[*])$'))")
         .message("source.postgres.tables: write schema.table, schema.* or schema.prefix*, for example public.orders or sales.*"))]
-    #[x_kube(validation = Rule::new("self.all(t, self.exists_one(o, o == t))")
-        .message("source.postgres.tables: an entry is written twice; write it once"))]
-    #[x_kube(validation = Rule::new("self.all(t, !t.startsWith('pg_catalog.') && !t.startsWith('information_schema.') && !t.startsWith('penstock.'))")
-        .message("source.postgres.tables: tables of pg_catalog, information_schema and penstock cannot be copied"))]
+    #[x_kube(validation = Rule::new("self.all(t, !t.startsWith('pg_catalog.') && !t.startsWith('pg_toast.') && !t.startsWith('information_schema.') && !t.startsWith('penstock.'))")
+        .message("source.postgres.tables: tables of pg_catalog, pg_toast, information_schema and penstock cannot be copied"))]
     pub tables: Vec<String>,
 
     /// The first load of the tables.
@@ -43,6 +42,8 @@ pub struct PostgresSource {
 /// The first load of the tables.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
+#[x_kube(validation = Rule::new("self.mode == oldSelf.mode")
+    .message("source.postgres.snapshot.mode cannot be changed on an existing pipeline: its first load is done or under way. Create a new CdcPipeline"))]
 pub struct Snapshot {
     /// `Initial` copies the rows that are there, then follows the changes. `Never` follows the changes
     /// only: the sink tables must already hold what is in the source when the pipeline starts.

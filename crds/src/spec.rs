@@ -1,5 +1,8 @@
 //! `CdcPipeline`, the one resource of Penstock.
 
+// `maxRows`, `maxBytes`, `maxDelayMs` are the manifest's words.
+#![allow(clippy::struct_field_names)]
+
 use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -81,6 +84,8 @@ pub struct Sink {
 /// types, NOT NULL constraints, constant defaults and primary key.
 #[derive(Clone, Debug, PartialEq, Deserialize, Serialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
+#[x_kube(validation = Rule::new("self.connection.database == oldSelf.connection.database")
+    .message("sink.postgres.connection.database cannot be changed: the checkpoint and the copied tables are in the old one. Create a new CdcPipeline for another database"))]
 pub struct PostgresSink {
     /// How to reach the database.
     pub connection: PostgresConnection,
@@ -88,8 +93,8 @@ pub struct PostgresSink {
     /// Writes the tables of a source schema (key) into another sink schema (value). Schemas that are
     /// not named keep their name.
     #[serde(default, skip_serializing_if = "std::collections::BTreeMap::is_empty")]
-    #[schemars(extend("maxProperties" = 256))]
-    #[x_kube(validation = Rule::new("self.all(k, k.size() > 0 && k.size() <= 63 && self[k].size() > 0 && self[k].size() <= 63)")
+    #[schemars(extend("maxProperties" = 256, "additionalProperties" = {"type": "string", "minLength": 1, "maxLength": 63}))]
+    #[x_kube(validation = Rule::new("self.all(k, k.size() > 0 && k.size() <= 63)")
         .message("sink.postgres.schemaMap: every schema name must have 1 to 63 characters"))]
     #[x_kube(validation = Rule::new("self.all(k, self[k] != 'penstock' && self[k] != 'information_schema' && !self[k].startsWith('pg_'))")
         .message("sink.postgres.schemaMap: tables cannot be written into the schemas penstock, information_schema or pg_*: choose another sink schema"))]

@@ -18,7 +18,9 @@ enum NamePattern {
 
 /// An entry that is neither a table nor a pattern.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("`{0}` is not a table: write schema.table, schema.* or schema.prefix*, for example public.orders or sales.*")]
+#[error(
+    "`{0}` is not a table: write schema.table, schema.* or schema.prefix*, for example public.orders or sales.*"
+)]
 pub struct InvalidTablePattern(String);
 
 impl TablePattern {
@@ -63,7 +65,8 @@ mod tests {
 
     #[test]
     fn patterns_match_exactly_by_prefix_and_by_schema() {
-        let matches = |pattern: &str, schema, name| pattern.parse::<TablePattern>().unwrap().matches(schema, name);
+        let matches =
+            |pattern: &str, schema, name| pattern.parse::<TablePattern>().unwrap().matches(schema, name);
         assert!(matches("public.orders", "public", "orders"));
         assert!(!matches("public.orders", "public", "orders2"));
         assert!(matches("public.order*", "public", "orders2"));

@@ -2,9 +2,10 @@
 
 use std::collections::BTreeMap;
 
-use k8s_openapi::api::core::v1::{LocalObjectReference, ResourceRequirements, Toleration};
 use kube::KubeSchema;
 use serde::{Deserialize, Serialize};
+
+use crate::scheduling::{ImagePullSecret, Resources, Toleration};
 
 /// The processes that move the changes.
 #[derive(Clone, Debug, PartialEq, Deserialize, Serialize, KubeSchema)]
@@ -18,6 +19,8 @@ pub struct Worker {
     /// revision is minted; a later upgrade of the operator does not change it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 512))]
+    #[x_kube(validation = Rule::new("!self.matches('[[:space:]]') && !self.contains('://')")
+        .message("worker.image must be an image reference without scheme or spaces, for example registry.example.com/penstock-worker:0.1.0"))]
     pub image: Option<String>,
 
     /// Number of workers. The tables are divided among them; tables joined by foreign keys stay
@@ -32,19 +35,24 @@ pub struct Worker {
 
     /// CPU and memory of each worker, as in a container.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub resources: Option<ResourceRequirements>,
+    pub resources: Option<Resources>,
 
     /// Node labels that a worker's node must have.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[schemars(extend("maxProperties" = 32, "additionalProperties" = {"type": "string", "maxLength": 63}))]
+    #[x_kube(validation = Rule::new("self.all(k, k.matches('^([a-z0-9]([-a-z0-9.]*[a-z0-9])?/)?[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?$') && self[k].matches('^([A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?)?$'))")
+        .message("worker.nodeSelector: a key or a value is not a Kubernetes label, for example kubernetes.io/arch: amd64"))]
     pub node_selector: BTreeMap<String, String>,
 
     /// Taints that a worker tolerates.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 32), extend("x-kubernetes-list-type" = "atomic"))]
     pub tolerations: Vec<Toleration>,
 
     /// Secrets to pull the image with.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub image_pull_secrets: Vec<LocalObjectReference>,
+    #[schemars(length(max = 16), extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["name"]))]
+    pub image_pull_secrets: Vec<ImagePullSecret>,
 
     /// What the worker logs: a `tracing` filter such as `info` or `info,penstock_worker::sink=debug`.
     #[serde(default = "Worker::default_log")]

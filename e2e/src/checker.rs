@@ -222,6 +222,43 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn settings_of_a_database_do_not_count() {
+        let server = Server::start(Version::V16).await.unwrap();
+        let (source, sink) = pair_of_databases(&server).await;
+        for client in [&source, &sink] {
+            client
+                .run(
+                    "CREATE TABLE t (a float8, b timestamptz, c interval, d bytea, e regclass);
+                     INSERT INTO t VALUES (0.1::float8 + 0.2, '2024-02-29 23:59:59.999999+05:30',
+                         '-1 year 2 months 3 days 04:05:06', '\\x00ff', 'public.t')",
+                )
+                .await
+                .unwrap();
+        }
+        let text = "SELECT t::text FROM public.t AS t";
+        let plain = sink.value(text).await.unwrap();
+        for setting in [
+            "extra_float_digits = -3",
+            "timezone = 'Asia/Kolkata'",
+            "datestyle = 'SQL, DMY'",
+            "intervalstyle = 'iso_8601'",
+            "bytea_output = 'escape'",
+            "search_path = 'pg_catalog'",
+        ] {
+            sink.run(&format!("ALTER DATABASE sink SET {setting}")).await.unwrap();
+            let odd = server.connect("sink").await.unwrap();
+            assert_ne!(
+                odd.value(text).await.unwrap(),
+                plain,
+                "{setting} changes the text where it is not pinned"
+            );
+            let compared = compare(&source, &odd, &[TablePair::same("public.t")]).await.unwrap();
+            assert!(compared[0].is_equal(), "{setting}");
+            sink.run("ALTER DATABASE sink RESET ALL").await.unwrap();
+        }
+    }
+
+    #[tokio::test]
     async fn only_content_counts() {
         let server = Server::start(Version::V15).await.unwrap();
         let (source, sink) = pair_of_databases(&server).await;
@@ -230,12 +267,10 @@ mod tests {
             .await
             .unwrap();
         sink.run(
-            "CREATE TABLE t (c float8, b text, a int); INSERT INTO t VALUES ('-0', NULL, 2), (0.1, 'x', 1);
-             ALTER DATABASE sink SET extra_float_digits = -3",
+            "CREATE TABLE t (c float8, b text, a int); INSERT INTO t VALUES ('-0', NULL, 2), (0.1, 'x', 1)",
         )
         .await
         .unwrap();
-        let sink = server.connect("sink").await.unwrap();
         let pairs = [TablePair::same("public.t")];
         let compared = compare(&source, &sink, &pairs).await.unwrap();
         assert!(compared[0].is_equal(), "{}", compared[0]);

@@ -5,3 +5,5 @@ pub mod checker;
 pub mod load;
 pub mod postgres;
 pub mod proxy;
+
+pub mod kubernetes;

@@ -2,6 +2,9 @@
 
 use penstock_crds::report::{Policy, Reason};
 
+use crate::batch::BatchError;
+use crate::decode::{DecodeError, ProtocolViolation};
+
 /// An error that has reached `pipeline.rs`. The reason decides what happens next ([`Reason::policy`]).
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{message}")]
@@ -21,5 +24,23 @@ impl Failure {
     /// What happens next.
     pub fn policy(&self) -> Policy {
         self.reason.policy()
+    }
+}
+
+impl From<DecodeError> for Failure {
+    fn from(error: DecodeError) -> Self {
+        Self::new(Reason::ProtocolViolation, format!("The source's stream cannot be read: {error}. Nothing of it was applied."))
+    }
+}
+
+impl From<ProtocolViolation> for Failure {
+    fn from(error: ProtocolViolation) -> Self {
+        Self::new(Reason::ProtocolViolation, format!("The source's stream makes no sense: {error}. Nothing of it was applied."))
+    }
+}
+
+impl From<BatchError> for Failure {
+    fn from(error: BatchError) -> Self {
+        Self::new(Reason::ProtocolViolation, format!("The source's changes make no sense: {error}. Nothing of them was committed."))
     }
 }

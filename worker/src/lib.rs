@@ -1,7 +1,18 @@
-//! The worker of Penstock.
+//! The worker of Penstock: moves the changes of one shard of a `CdcPipeline` from source to sink, exactly once.
 
 pub mod batch;
 pub mod change;
+pub mod checkpoint;
+pub mod clean_up;
+pub mod decode;
 pub mod failure;
+pub mod pipeline;
 pub mod postgres;
+pub mod progress;
+pub mod serve;
+pub mod settings;
+pub mod sink;
 pub mod source;
+pub mod status;
+pub mod supervisor;
+pub mod telemetry;

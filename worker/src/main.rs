@@ -1,3 +1,123 @@
-//! The worker of Penstock.
+//! `penstock-worker`: runs one shard of a `CdcPipeline`, in a cluster or on a laptop.
 
-fn main() {}
+use std::io::IsTerminal as _;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+use penstock_worker::failure::Failure;
+use penstock_worker::serve::{Metrics, serve_control, serve_health};
+use penstock_worker::settings::{Folders, Pipeline, RunArguments, Settings};
+use penstock_worker::status::Status;
+use penstock_worker::telemetry::{self, LogTarget};
+use penstock_worker::{clean_up, progress, supervisor};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+use tracing::Instrument as _;
+
+/// Moves the changes of a database into another, exactly once
+#[derive(Debug, Parser)]
+#[command(version, about)]
+struct Arguments {
+    /// What to log, as a `tracing` filter; by default the manifest's worker.log
+    #[arg(long, env = "PENSTOCK_LOG", global = true)]
+    log: Option<String>,
+
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Copies the tables, then follows the changes until it is stopped
+    Run(RunArguments),
+    /// Removes the pipeline's slots, managed publication and sink state; the copied tables stay
+    CleanUp(Folders),
+}
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    let done = match arguments.command {
+        Command::Run(run) => run_worker(&run, arguments.log).await,
+        Command::CleanUp(folders) => clean(&folders, arguments.log).await,
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("penstock-worker: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn run_worker(arguments: &RunArguments, log: Option<String>) -> anyhow::Result<()> {
+    let settings = Settings::read(arguments)?;
+    let has_bar = arguments.health_address.is_none() && std::io::stderr().is_terminal();
+    let target = if has_bar { LogTarget::Stderr } else { LogTarget::Stdout };
+    let filter = log.unwrap_or_else(|| settings.pipeline.manifest.spec.worker.log.clone());
+    let _telemetry = telemetry::install(&filter, target)?;
+    let status = Status::new(settings.pipeline.uid.clone(), settings.revision.clone(), settings.shard);
+    let metrics = Metrics::default();
+    let stop = CancellationToken::new();
+    let servers = CancellationToken::new();
+    tokio::spawn(stop_on_signal(stop.clone()));
+    if let Some(address) = arguments.health_address {
+        let serving = serve_health(address, status.clone(), metrics.clone(), servers.clone());
+        tokio::spawn(or_stop("health", serving, stop.clone()));
+    }
+    if let (Some(address), Some(folder)) = (arguments.control_address, &arguments.control_dir) {
+        let serving = serve_control(address, folder.clone(), status.clone(), servers.clone());
+        tokio::spawn(or_stop("control", serving, stop.clone()));
+    }
+    let bar = has_bar.then(|| tokio::spawn(progress::show(status.clone(), servers.clone())));
+    let span = tracing::info_span!(
+        "worker",
+        pipeline = %format_args!("{}/{}", settings.pipeline.namespace, settings.pipeline.name),
+        revision = %settings.revision,
+        shard = settings.shard
+    );
+    supervisor::supervise(&settings, &status, &metrics, &stop).instrument(span).await;
+    servers.cancel();
+    if let Some(bar) = bar {
+        bar.await?;
+    }
+    Ok(())
+}
+
+async fn clean(folders: &Folders, log: Option<String>) -> anyhow::Result<()> {
+    let _telemetry = telemetry::install(&log.unwrap_or_else(|| "info".into()), LogTarget::Stderr)?;
+    let pipeline = Pipeline::read(folders)?;
+    clean_up::clean_up(&pipeline).await.map_err(|failure: Failure| anyhow::anyhow!("{failure}"))
+}
+
+/// A server that cannot serve ends the worker: the cluster would wait for its answers in vain.
+async fn or_stop<E: std::fmt::Display>(
+    what: &'static str,
+    serving: impl Future<Output = Result<(), E>>,
+    stop: CancellationToken,
+) {
+    if let Err(error) = serving.await {
+        tracing::error!("the {what} server ended: {error}");
+        stop.cancel();
+    }
+}
+
+/// SIGTERM and SIGINT finish the batch; a second one ends the process at once.
+async fn stop_on_signal(stop: CancellationToken) {
+    let signals = (signal(SignalKind::terminate()), signal(SignalKind::interrupt()));
+    let (Ok(mut terminate), Ok(mut interrupt)) = signals else {
+        tracing::error!("signals cannot be received: the worker stops only when it is killed");
+        return;
+    };
+    for again in [false, true] {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+        if again {
+            std::process::exit(130);
+        }
+        tracing::info!("asked to stop: the batch under way is finished");
+        stop.cancel();
+    }
+}

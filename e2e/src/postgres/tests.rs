@@ -2,7 +2,11 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use super::{Server, Version, processes};
+use rustix::process::Pid;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+
+use super::{Server, ServerTls, Version, processes};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn every_version_starts_with_logical_decoding() {
@@ -20,9 +24,10 @@ async fn every_version_starts_with_logical_decoding() {
 async fn dropped_server_leaves_neither_process_nor_folder() {
     let server = Server::start(Version::V15).await.unwrap();
     let data = server.data();
-    assert!(processes::find(&data).len() > 1, "the postmaster and its children are found");
+    let pids = processes::find(&data);
+    assert!(pids.len() > 1, "the postmaster and its children are found");
     drop(server);
-    assert_eq!(processes::find(&data), []);
+    assert!(pids.into_iter().all(has_ended));
     assert!(!data.parent().unwrap().exists());
 }
 
@@ -62,11 +67,13 @@ async fn killed_server_keeps_its_data_and_port_over_a_restart() {
 async fn settings_and_hba_lines_hold() {
     let server = Server::builder(Version::V18)
         .setting("wal_sender_timeout", "7s")
+        .fsync(true)
         .hba("host all all 127.0.0.1/32 scram-sha-256")
         .start()
         .await
         .unwrap();
     assert_eq!(server.value("postgres", "SHOW wal_sender_timeout").await.unwrap(), "7s");
+    assert_eq!(server.value("postgres", "SHOW fsync").await.unwrap(), "on");
     server.run("postgres", "CREATE ROLE anna LOGIN PASSWORD 'right'").await.unwrap();
     let mut config = server.config("postgres");
     config.user("anna").password("wrong");
@@ -75,6 +82,29 @@ async fn settings_and_hba_lines_hold() {
     config.user("anna").password("right");
     let client = super::Client::connect(&config).await.unwrap();
     assert_eq!(client.value("SELECT current_user").await.unwrap(), "anna");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn tls_is_offered_exactly_where_asked_for() {
+    let made = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
+    let certificate = made.cert.pem();
+    let tls = ServerTls {
+        client_ca: Some(certificate.clone()),
+        certificate,
+        key: made.signing_key.serialize_pem(),
+    };
+    let with = Server::builder(Version::V17).tls(tls).start().await.unwrap();
+    let without = Server::start(Version::V17).await.unwrap();
+    assert_eq!((answer_to_ssl_request(&with).await, answer_to_ssl_request(&without).await), (b'S', b'N'));
+    assert_eq!(with.value("postgres", "SHOW ssl_ca_file").await.unwrap(), "ca.crt");
+}
+
+/// `S` or `N`: <https://www.postgresql.org/docs/current/protocol-flow.html#PROTOCOL-FLOW-SSL>
+async fn answer_to_ssl_request(server: &Server) -> u8 {
+    const SSL_REQUEST: [u8; 8] = [0, 0, 0, 8, 0x04, 0xd2, 0x16, 0x2f];
+    let mut stream = TcpStream::connect(("127.0.0.1", server.port)).await.unwrap();
+    stream.write_all(&SSL_REQUEST).await.unwrap();
+    stream.read_u8().await.unwrap()
 }
 
 /// Run by the next test in a process of its own; alone it does nothing.
@@ -98,11 +128,17 @@ fn server_of_a_killed_owner_is_ended_by_the_watchdog() {
         .unwrap();
     let data = wait_for(|| std::fs::read_to_string(told.path()).ok().filter(|text| !text.is_empty()));
     let data = Path::new(&data);
-    assert!(!processes::find(data).is_empty());
+    let pids = processes::find(data);
+    assert!(!pids.is_empty());
     owner.kill().unwrap();
     owner.wait().unwrap();
     wait_for(|| (!data.parent().unwrap().exists()).then_some(()));
-    assert_eq!(processes::find(data), []);
+    assert!(pids.into_iter().all(has_ended));
+}
+
+/// Not asked by folder: a process whose folder was removed is no longer found there. A zombie has no folder at all.
+fn has_ended(pid: Pid) -> bool {
+    std::fs::read_link(format!("/proc/{}/cwd", pid.as_raw_nonzero())).is_err()
 }
 
 fn wait_for<T>(mut look: impl FnMut() -> Option<T>) -> T {

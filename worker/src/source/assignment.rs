@@ -5,12 +5,16 @@ use std::collections::{BTreeMap, HashMap};
 use sha2::{Digest, Sha256};
 
 use crate::change::RelationId;
-use crate::change::table::SourceTable;
+use crate::change::table::{SourceTable, TableName};
 
 /// Divides tables among `shards` workers. Tables joined by foreign keys go together, so that a source
-/// transaction over them stays one transaction in the sink; a group goes where the hash of its smallest table
-/// name says.
-pub fn assign_shards(tables: &[SourceTable], shards: u16) -> BTreeMap<RelationId, u16> {
+/// transaction over them stays one transaction in the sink. A group goes where one of its tables is `known` to be
+/// already, else where the hash of its smallest table name says; a known table never moves.
+pub fn assign_shards(
+    tables: &[SourceTable],
+    shards: u16,
+    known: &BTreeMap<TableName, u16>,
+) -> BTreeMap<TableName, u16> {
     let places: HashMap<RelationId, usize> =
         tables.iter().enumerate().map(|(place, table)| (table.id, place)).collect();
     let mut groups = Groups::new(tables.len());
@@ -19,19 +23,20 @@ pub fn assign_shards(tables: &[SourceTable], shards: u16) -> BTreeMap<RelationId
             groups.join(place, *peer);
         }
     }
-    let mut smallest = BTreeMap::new();
+    let mut members: BTreeMap<usize, Vec<&TableName>> = BTreeMap::new();
     for (place, table) in tables.iter().enumerate() {
-        let name = smallest.entry(groups.root(place)).or_insert(&table.name);
-        *name = (*name).min(&table.name);
+        members.entry(groups.root(place)).or_default().push(&table.name);
     }
-    tables
-        .iter()
-        .enumerate()
-        .map(|(place, table)| {
-            let name = smallest.get(&groups.root(place)).copied().unwrap_or(&table.name);
-            (table.id, shard_of(&name.quoted(), shards))
-        })
-        .collect()
+    let mut assignment = BTreeMap::new();
+    for names in members.values_mut() {
+        names.sort_unstable();
+        let by_hash = || names.first().map_or(0, |name| shard_of(&name.quoted(), shards));
+        let of_group = names.iter().find_map(|name| known.get(*name).copied()).unwrap_or_else(by_hash);
+        for name in names.iter().copied() {
+            assignment.insert(name.clone(), known.get(name).copied().unwrap_or(of_group));
+        }
+    }
+    assignment
 }
 
 fn shard_of(name: &str, shards: u16) -> u16 {
@@ -89,18 +94,19 @@ mod tests {
         // 1 - 2 - 3 is a chain that only the middle and the ends name; 99 is not of this pipeline.
         let mut tables: Vec<_> = (10..60).map(|id| table(id, &format!("t{id}"), &[])).collect();
         tables.extend([table(1, "z", &[2, 99]), table(2, "m", &[]), table(3, "a", &[2])]);
-        let forward = assign_shards(&tables, 7);
+        let none = BTreeMap::new();
+        let forward = assign_shards(&tables, 7, &none);
         tables.reverse();
-        assert_eq!(forward, assign_shards(&tables, 7));
-        assert_eq!(forward[&RelationId(1)], forward[&RelationId(2)]);
-        assert_eq!(forward[&RelationId(1)], forward[&RelationId(3)]);
+        assert_eq!(forward, assign_shards(&tables, 7, &none));
+        let shard = |name: &str| forward[&TableName::new("public", name)];
+        assert_eq!((shard("z"), shard("z")), (shard("m"), shard("a")));
         assert_eq!(forward.len(), 53);
     }
 
     #[test]
     fn every_shard_gets_tables_and_none_beyond_the_last() {
         let tables: Vec<_> = (0..200).map(|id| table(id, &format!("t{id}"), &[])).collect();
-        let assigned = assign_shards(&tables, 5);
+        let assigned = assign_shards(&tables, 5, &BTreeMap::new());
         for shard in 0..5 {
             assert!(assigned.values().any(|assigned| *assigned == shard), "{shard}");
         }
@@ -109,7 +115,14 @@ mod tests {
 
     #[test]
     fn assignment_does_not_move_between_versions() {
-        let assigned = assign_shards(&[table(1, "orders", &[]), table(2, "items", &[])], 4);
+        let assigned = assign_shards(&[table(1, "orders", &[]), table(2, "items", &[])], 4, &BTreeMap::new());
         assert_eq!(assigned.values().copied().collect::<Vec<_>>(), [1, 1]);
+    }
+
+    #[test]
+    fn a_known_table_never_moves_and_draws_its_new_peers() {
+        let known = BTreeMap::from([(TableName::new("public", "orders"), 2)]);
+        let assigned = assign_shards(&[table(1, "orders", &[2]), table(2, "items", &[])], 4, &known);
+        assert_eq!(assigned.values().copied().collect::<Vec<_>>(), [2, 2]);
     }
 }

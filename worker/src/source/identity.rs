@@ -3,6 +3,7 @@
 use tokio_postgres::Client;
 
 use super::error::SourceError;
+use super::slot::SlotName;
 use crate::change::Lsn;
 
 /// Which server, history and database positions belong to.
@@ -43,13 +44,28 @@ impl SourceIdentity {
     }
 }
 
-/// Where the source's log ends now. The distance to the last acknowledged position is the lag in bytes.
-pub async fn lag_now(client: &Client) -> Result<Lsn, SourceError> {
+/// The source's log, as a slot sees it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct WalPosition {
+    /// Where it ends now. The distance to the last durable position is the lag in bytes.
+    pub end: Lsn,
+    /// Bytes of it that are kept for the slot.
+    pub retained_bytes: u64,
+}
+
+/// Looks where the source's log ends and how much of it the slot keeps.
+pub async fn wal_position(client: &Client, slot: &SlotName) -> Result<WalPosition, SourceError> {
     let row = client
-        .query_one("SELECT pg_catalog.pg_current_wal_lsn()::text", &[])
+        .query_one(
+            "SELECT pg_catalog.pg_current_wal_flush_lsn()::text, \
+               coalesce((SELECT pg_catalog.pg_wal_lsn_diff(pg_catalog.pg_current_wal_flush_lsn(), s.restart_lsn)::int8 \
+                 FROM pg_catalog.pg_replication_slots AS s WHERE s.slot_name = $1::text::name), 0)",
+            &[&slot.as_str()],
+        )
         .await
         .map_err(|error| SourceError::sql(&error, "asking where its log ends"))?;
-    parse_lsn(row.get(0))
+    let retained_bytes = u64::try_from(row.get::<_, i64>(1)).unwrap_or_default();
+    Ok(WalPosition { end: parse_lsn(row.get(0))?, retained_bytes })
 }
 
 pub(super) fn parse_lsn(text: &str) -> Result<Lsn, SourceError> {

@@ -3,6 +3,7 @@
 
 mod assignment;
 mod catalogue;
+mod clean_up;
 mod constant_default;
 mod copy;
 mod error;
@@ -16,10 +17,11 @@ mod stream;
 mod types;
 
 pub use assignment::assign_shards;
+pub use clean_up::clean_up;
 pub use copy::{Chunk, ChunkReader, TableCopy};
 pub use error::SourceError;
 pub use export::{Durability, ExportedSnapshot, create_slot};
-pub use identity::{SourceIdentity, lag_now};
+pub use identity::{SourceIdentity, WalPosition, wal_position};
 pub use preflight::{Inspection, preflight};
 pub use publication::{PublicationName, drop_publication, ensure_publication};
 pub use reader::{Frame, Reader, spawn_reader};

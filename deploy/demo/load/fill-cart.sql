@@ -1,0 +1,2 @@
+\set customer random(1, 20000)
+INSERT INTO carts (customer_id) VALUES (:customer);

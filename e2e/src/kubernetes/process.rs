@@ -1,0 +1,51 @@
+//! Kills processes of pods as a crash would: SIGKILL to the container's process, from outside.
+
+use std::fs;
+
+use anyhow::{Context as _, Result, bail};
+use k8s_openapi::api::core::v1::Pod;
+use kube::api::Api;
+
+use super::Cluster;
+
+/// Sends SIGKILL to the process of a pod's container. The kubelet restarts it in the same pod.
+///
+/// # Errors
+/// The pod or its process is not there: the cluster must run on this machine.
+pub async fn kill_container(cluster: &Cluster, namespace: &str, pod: &str, container: &str) -> Result<()> {
+    let pid = pid_of_container(cluster, namespace, pod, container).await?;
+    let status = tokio::process::Command::new("kill").args(["-KILL", &pid.to_string()]).status().await?;
+    if !status.success() {
+        bail!("kill -KILL {pid} ({namespace}/{pod}/{container}) failed");
+    }
+    Ok(())
+}
+
+/// Id, on this machine, of the first process of a pod's container.
+///
+/// # Errors
+/// The container is not running, or its cgroup is not on this machine.
+pub async fn pid_of_container(cluster: &Cluster, namespace: &str, pod: &str, container: &str) -> Result<u32> {
+    let api: Api<Pod> = Api::namespaced(cluster.client.clone(), namespace);
+    let status = api.get(pod).await?.status.context("the pod has no status")?;
+    let containers = status.container_statuses.unwrap_or_default();
+    let id = containers
+        .iter()
+        .find(|status| status.name == container)
+        .and_then(|status| status.container_id.as_deref())
+        .and_then(|id| id.rsplit('/').next())
+        .with_context(|| format!("{namespace}/{pod} has no running container {container}"))?;
+    first_process_in_cgroup(id)
+}
+
+/// The oldest process whose cgroup names the container.
+fn first_process_in_cgroup(container_id: &str) -> Result<u32> {
+    let mut pids: Vec<u32> = fs::read_dir("/proc")?
+        .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
+        .filter(|pid| {
+            fs::read_to_string(format!("/proc/{pid}/cgroup")).is_ok_and(|cgroup| cgroup.contains(container_id))
+        })
+        .collect();
+    pids.sort_unstable();
+    pids.first().copied().with_context(|| format!("no process of container {container_id} on this machine"))
+}

@@ -1,0 +1,81 @@
+//! What the API server says of manifests: every mistake that can be known from the manifest alone is refused with
+//! a sentence that says what to write instead.
+
+use anyhow::Result;
+use penstock_e2e::kubernetes::{Cluster, apply};
+use serde_json::{Value, json};
+
+fn good(namespace: &str) -> Value {
+    let connection = |host: &str| json!({"host": host, "database": "shop", "credentialsSecret": "nobody"});
+    json!({
+        "apiVersion": "penstock.dev/v1alpha1", "kind": "CdcPipeline",
+        "metadata": {"name": "manifest", "namespace": namespace},
+        "spec": {
+            "source": {"postgres": {"connection": connection("source"), "tables": ["public.orders"]}},
+            "sink": {"postgres": {"connection": connection("sink")}},
+            "paused": true,
+        },
+    })
+}
+
+/// Sets the value at a path like `/spec/worker/shards`, making objects on the way.
+fn set(manifest: &mut Value, path: &str, value: Value) {
+    let mut at = manifest;
+    for part in path.trim_start_matches('/').split('/') {
+        at = &mut at[part];
+    }
+    *at = value;
+}
+
+#[tokio::test]
+async fn bad_manifests_are_refused_with_a_sentence_that_helps() -> Result<()> {
+    let cluster = Cluster::connect().await?;
+    let namespace = cluster.namespace("manifests").await?;
+    let cases: &[(&str, Value, &str)] = &[
+        ("/spec/transforms", json!([]), "unknown field \"spec.transforms\""),
+        ("/spec/worker/shard", json!(2), "unknown field \"spec.worker.shard\""),
+        ("/spec/worker/shards", json!(0), "greater than or equal to 1"),
+        ("/spec/worker/storage/size", json!("8Mi"), "at least 16Mi"),
+        ("/spec/worker/storage/size", json!("big"), "at least 16Mi"),
+        ("/spec/source/postgres/tables", json!([]), "at least 1"),
+        ("/spec/source/postgres/tables", json!(["orders"]), "write schema.table"),
+        ("/spec/source/postgres/tables", json!(["public.orders", "public.orders"]), "written twice"),
+        ("/spec/source/postgres/tables", json!(["pg_catalog.pg_class"]), "cannot be copied"),
+        ("/spec/source/postgres/connection/host", json!("postgres://db/shop"), "without scheme"),
+        ("/spec/source/postgres/connection/port", json!(70_000), "65535"),
+        ("/spec/source/postgres/connection/tls", json!({"mode": "disable", "caSecret": "ca"}), "would be ignored"),
+        ("/spec/source/postgres/connection/tls", json!({"mode": "prefer"}), "verify-full"),
+        ("/spec/sink/postgres/schemaMap", json!({"public": "penstock"}), "choose another sink schema"),
+        ("/spec/sink/postgres/batch", json!({"maxBytes": 1}), "65536"),
+        ("/spec/deletionPolicy", json!("Maybe"), "\"Retain\", \"Delete\""),
+        ("/metadata/name", json!("a-name-that-is-much-too-long-for-the-names-made-from-it"), "at most 40"),
+        ("/metadata/name", json!("1st"), "start with a letter"),
+    ];
+    for (path, value, sentence) in cases {
+        let mut manifest = good(&namespace);
+        set(&mut manifest, path, value.clone());
+        let refusal = apply(&cluster, manifest).await.map(|_| ()).expect_err(&format!("{path} = {value} was accepted"));
+        assert!(format!("{refusal:#}").contains(sentence), "{path} = {value}: {refusal:#}");
+    }
+    cluster.remove_namespace(&namespace).await
+}
+
+#[tokio::test]
+async fn edits_that_would_lose_rows_are_refused_with_a_sentence() -> Result<()> {
+    let cluster = Cluster::connect().await?;
+    let namespace = cluster.namespace("edits").await?;
+    let cases: &[(&str, Value, &str)] = &[
+        ("/spec/worker/shards", json!(2), "cannot move between them without loss"),
+        ("/spec/worker/storage/size", json!("2Gi"), "does not change the volume claims"),
+        ("/spec/source/postgres/connection/database", json!("other"), "positions belong to one database"),
+        ("/spec/source/postgres/publication", json!("mine"), "would be lost"),
+    ];
+    apply(&cluster, good(&namespace)).await?;
+    for (path, value, sentence) in cases {
+        let mut manifest = good(&namespace);
+        set(&mut manifest, path, value.clone());
+        let refusal = apply(&cluster, manifest).await.map(|_| ()).expect_err(&format!("{path} = {value} was accepted"));
+        assert!(format!("{refusal:#}").contains(sentence), "{path} = {value}: {refusal:#}");
+    }
+    cluster.remove_namespace(&namespace).await
+}

@@ -1,0 +1,192 @@
+//! What to do about a pipeline that somebody deleted: workers first, then what they left, then the object.
+
+use penstock_crds::conditions::OperatorReason;
+use penstock_crds::names::{ANNOTATION_ADOPT, publication, slot};
+use penstock_crds::report::Reason;
+use penstock_crds::spec::DeletionPolicy;
+use penstock_crds::status::Phase;
+
+use super::events::{PlannedEvent, turn};
+use super::live::delete;
+use super::manifests::{self, adopted_uid};
+use super::verdict::Verdict;
+use super::{Doomed, DoomedKind, LOOK_AGAIN, Plan, PlanError, Step, revision, secrets, status};
+use crate::names::clean_up_job;
+use crate::world::{CleanUpJob, KnownRevision, World};
+
+/// How to let go of a pipeline whose databases cannot be cleaned.
+const LET_GO: &str = "To give up and keep what is left, set spec.deletionPolicy to Retain";
+
+/// What to do about a pipeline that somebody deleted.
+pub(super) fn plan(world: &World) -> Result<Plan, PlanError> {
+    if !world.has_finalizer() {
+        return Ok(Plan::nothing());
+    }
+    if let Some(plan) = stop_workers(world) {
+        return Ok(plan);
+    }
+    let Some(newest) = revision::newest(world) else {
+        // No revision was ever minted, so no worker ever ran.
+        return Ok(let_go(Vec::new()));
+    };
+    if world.namespace_terminating {
+        let note = format!(
+            "The namespace is being deleted, so nothing can clean up. Left behind: {}",
+            leftovers(world, newest)
+        );
+        return Ok(let_go(vec![Step::Emit(PlannedEvent::left_behind(note))]));
+    }
+    match world.pipeline.spec.deletion_policy {
+        DeletionPolicy::Retain => Ok(retain(world, newest)),
+        DeletionPolicy::Delete => clean_up(world, newest),
+    }
+}
+
+fn let_go(mut steps: Vec<Step>) -> Plan {
+    steps.push(Step::RemoveFinalizer);
+    Plan { steps, ..Plan::nothing() }
+}
+
+/// Nothing is touched while a worker may still write.
+fn stop_workers(world: &World) -> Option<Plan> {
+    let sets = world.sets.iter().filter(|set| !set.is_deleting);
+    let steps: Vec<Step> = sets.map(|set| delete(DoomedKind::StatefulSet, &set.object)).collect();
+    if world.sets.is_empty() && world.pods.is_empty() {
+        return None;
+    }
+    let mut left: Vec<&str> = world.pods.iter().map(|pod| pod.name.as_str()).collect();
+    left.sort_unstable();
+    let message = format!("The workers finish their batch and stop: {}", left.join(", "));
+    Some(wait(world, steps, &Verdict::moving(Phase::Deleting, OperatorReason::Deleting, message)))
+}
+
+fn wait(world: &World, mut steps: Vec<Step>, verdict: &Verdict) -> Plan {
+    steps.extend(turn(world, verdict).map(Step::Emit));
+    Plan {
+        steps,
+        waits_for: verdict.waits_for(),
+        status: Some(status::of_deletion(world, verdict)),
+        look_again: Some(LOOK_AGAIN),
+    }
+}
+
+fn retain(world: &World, newest: &KnownRevision) -> Plan {
+    if let Some(job) = &world.clean_up {
+        return remove_job(world, job, "The clean-up stops, because deletionPolicy is Retain");
+    }
+    let adopted = adopted_uid(&world.pipeline).unwrap_or(&world.uid);
+    let note = format!(
+        "Kept: {}. A CdcPipeline with the annotation {ANNOTATION_ADOPT}: {adopted} goes on from it",
+        leftovers(world, newest)
+    );
+    let_go(vec![Step::Emit(PlannedEvent::retained(note))])
+}
+
+/// What is left in databases and volumes, and where.
+fn leftovers(world: &World, newest: &KnownRevision) -> String {
+    let spec = &world.pipeline.spec;
+    let (source, sink) = (&spec.source.postgres, &spec.sink.postgres);
+    let uid = adopted_uid(&world.pipeline).unwrap_or(&world.uid);
+    let last = newest.minted.data.shards.saturating_sub(1);
+    let slots = match last {
+        0 => format!("replication slot {}", slot(uid, 0)),
+        last => format!("replication slots {} to {}", slot(uid, 0), slot(uid, last)),
+    };
+    let publication = match &source.publication {
+        Some(_) => String::new(),
+        None => format!(" and publication {}", publication(uid)),
+    };
+    let mut claims: Vec<&str> = world.claims.iter().map(|claim| claim.name.as_str()).collect();
+    claims.sort_unstable();
+    let volumes =
+        if claims.is_empty() { String::new() } else { format!("; volume claims {}", claims.join(", ")) };
+    format!(
+        "{slots}{publication} in {} on {} (the source keeps its write-ahead log until the slots are dropped); schema penstock in {} on {}{volumes}",
+        source.connection.database, source.connection.host, sink.connection.database, sink.connection.host,
+    )
+}
+
+fn clean_up(world: &World, newest: &KnownRevision) -> Result<Plan, PlanError> {
+    let (job, made_from) = manifests::clean_up_job(world, newest)?;
+    match &world.clean_up {
+        Some(job) if job.is_complete => Ok(remove_volumes(world)),
+        Some(job) if job.made_from != made_from || job.is_deleting => {
+            Ok(remove_job(world, job, "The clean-up starts again with the changed spec"))
+        }
+        Some(job) => Ok(wait(world, Vec::new(), &of_job(job))),
+        None if !world.taken.is_empty() => {
+            let message = format!(
+                "The clean-up needs these names and somebody else has them: {}. Remove those objects. {LET_GO}",
+                world.taken.join(", ")
+            );
+            Ok(wait(world, Vec::new(), &deleting(Verdict::stuck(OperatorReason::NameTaken, message))))
+        }
+        None => {
+            if let Some(missing) = secrets::missing(world) {
+                let verdict = Verdict::stuck(Reason::CredentialsMissing, format!("{missing}. {LET_GO}"));
+                return Ok(wait(world, Vec::new(), &deleting(verdict)));
+            }
+            let steps = vec![
+                Step::Apply(manifests::service_account(world)),
+                Step::Apply(manifests::config_map(world, newest)?),
+                Step::Apply(job),
+            ];
+            Ok(wait(
+                world,
+                steps,
+                &world.refused.as_ref().map_or_else(cleaning_up, |refusal| of_refusal(refusal)),
+            ))
+        }
+    }
+}
+
+fn of_refusal(refusal: &str) -> Verdict {
+    let message = format!("Kubernetes refuses an object of the clean-up: {refusal}. {LET_GO}");
+    deleting(Verdict::stuck(OperatorReason::ApiRefused, message))
+}
+
+/// While it is being deleted, the phase says only that.
+fn deleting(verdict: Verdict) -> Verdict {
+    Verdict { phase: Phase::Deleting, ..verdict }
+}
+
+fn cleaning_up() -> Verdict {
+    let message = "Replication slots, a managed publication and sink state are removed";
+    Verdict::moving(Phase::Deleting, OperatorReason::CleaningUp, message.into())
+}
+
+fn of_job(job: &CleanUpJob) -> Verdict {
+    match &job.failure {
+        None => cleaning_up(),
+        Some(failure) => deleting(Verdict::stuck(
+            OperatorReason::CleanUpFailed,
+            format!("The clean-up failed and tries again by itself: {failure}. {LET_GO}"),
+        )),
+    }
+}
+
+fn remove_job(world: &World, job: &CleanUpJob, message: &str) -> Plan {
+    let steps = if job.is_deleting {
+        Vec::new()
+    } else {
+        vec![Step::Delete(Doomed {
+            kind: DoomedKind::Job,
+            name: clean_up_job(world.name()),
+            uid: job.uid.clone(),
+        })]
+    };
+    wait(world, steps, &Verdict::moving(Phase::Deleting, OperatorReason::Deleting, message.into()))
+}
+
+/// The databases are clean; the volumes go, then the object.
+fn remove_volumes(world: &World) -> Plan {
+    if world.claims.is_empty() {
+        return let_go(vec![Step::Emit(PlannedEvent::cleaned_up())]);
+    }
+    let steps = world.claims.iter().map(|claim| delete(DoomedKind::PersistentVolumeClaim, claim)).collect();
+    wait(
+        world,
+        steps,
+        &Verdict::moving(Phase::Deleting, OperatorReason::CleaningUp, "The volumes are removed".into()),
+    )
+}

@@ -1,0 +1,142 @@
+//! What people are told once, and when. An event follows from something that changed, so a pipeline at rest
+//! tells nothing.
+
+use penstock_crds::conditions::{ConditionReason, ConditionType, OperatorReason};
+use penstock_crds::revision::RevisionName;
+use serde::Serialize;
+
+use super::shards::reporting;
+use super::stage::Stage;
+use super::verdict::{Course, Truth, Verdict};
+use crate::world::{KnownRevision, World};
+
+/// Whether an event is a worry.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub enum EventKind {
+    /// For information.
+    Normal,
+    /// Something to look at.
+    Warning,
+}
+
+/// Something to tell people, as a Kubernetes Event about the pipeline.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct PlannedEvent {
+    /// Whether it is a worry.
+    pub kind: EventKind,
+    /// Stable word.
+    pub reason: String,
+    /// What the operator did or saw.
+    pub action: String,
+    /// The sentence.
+    pub note: String,
+    /// What makes it the same event, for things that happen once; without it, the same reason and
+    /// sentence are counted.
+    pub once: Option<String>,
+}
+
+impl PlannedEvent {
+    fn once(reason: &str, action: &str, key: &str, note: String) -> Self {
+        Self {
+            kind: EventKind::Normal,
+            reason: reason.into(),
+            action: action.into(),
+            note,
+            once: Some(format!("{reason}-{key}")),
+        }
+    }
+
+    /// A revision was minted.
+    pub(super) fn minted(revision: &KnownRevision) -> Self {
+        let note = format!(
+            "Revision {} is number {}: image {}, tables {}",
+            revision.name,
+            revision.number,
+            revision.minted.image,
+            revision.minted.data.tables.join(", "),
+        );
+        Self::once("RevisionMinted", "Mint", &revision.number.to_string(), note)
+    }
+
+    /// The workers of another revision are stopped.
+    pub(super) fn replacing(old: &RevisionName, target: &KnownRevision) -> Self {
+        let note = format!(
+            "The workers of revision {old} stop at an exact position; {} goes on from it",
+            target.name
+        );
+        Self::once("Replacing", "Replace", &format!("{}-{old}", target.number), note)
+    }
+
+    /// The workers of a revision took over, and what the other left is removed.
+    pub(super) fn replaced(old: &RevisionName, target: &KnownRevision) -> Self {
+        let note =
+            format!("Revision {} applies changes; the workers and volumes of {old} are removed", target.name);
+        Self::once("Replaced", "Replace", &format!("{}-{old}", target.number), note)
+    }
+
+    /// What `deletionPolicy: Retain` keeps.
+    pub(super) fn retained(note: String) -> Self {
+        Self::once("StateRetained", "Delete", "", note)
+    }
+
+    /// Nothing is left in the databases but the copied tables.
+    pub(super) fn cleaned_up() -> Self {
+        let note = "Replication slots, a managed publication, sink state and volumes are removed; the copied tables stay";
+        Self::once("CleanedUp", "Delete", "", note.into())
+    }
+
+    /// The namespace goes, and with it everything that could clean up.
+    pub(super) fn left_behind(note: String) -> Self {
+        Self { kind: EventKind::Warning, ..Self::once("LeftBehind", "Delete", "", note) }
+    }
+
+    fn counted(kind: EventKind, reason: String, note: String) -> Self {
+        Self { kind, reason, action: "Reconcile".into(), note, once: None }
+    }
+}
+
+/// What the change from the last status to this verdict is worth telling, and what workers want to have
+/// told.
+pub(super) fn transitions(world: &World, stage: &Stage<'_>, verdict: &Verdict) -> Vec<PlannedEvent> {
+    let mut events: Vec<PlannedEvent> = turn(world, verdict).into_iter().collect();
+    events.extend(notices(stage));
+    events
+}
+
+/// The verdict, if it is another than the last one.
+pub(super) fn turn(world: &World, verdict: &Verdict) -> Option<PlannedEvent> {
+    let ready = ConditionType::Ready.to_string();
+    let conditions = world.pipeline.status.iter().flat_map(|status| &status.conditions);
+    let before = conditions.into_iter().find(|condition| condition.type_ == ready);
+    let reason = verdict.reason.to_string();
+    if before.is_some_and(|before| before.reason == reason) {
+        return None;
+    }
+    let kind = match (verdict.course, verdict.ready, verdict.reason) {
+        (Course::Stuck, _, _) | (_, Truth::Unknown, _) | (_, _, ConditionReason::Worker(_)) => {
+            EventKind::Warning
+        }
+        (_, Truth::True, _) => EventKind::Normal,
+        (_, _, ConditionReason::Operator(OperatorReason::PodUnschedulable)) => EventKind::Warning,
+        (_, _, ConditionReason::Operator(OperatorReason::Paused | OperatorReason::Snapshotting)) => {
+            EventKind::Normal
+        }
+        (_, _, ConditionReason::Operator(_)) => return None,
+    };
+    Some(PlannedEvent::counted(kind, reason, verdict.message.clone()))
+}
+
+fn notices(stage: &Stage<'_>) -> Vec<PlannedEvent> {
+    let Stage::Run { shards, .. } = stage else { return Vec::new() };
+    let reports = shards.iter().filter_map(reporting);
+    reports
+        .flat_map(|report| {
+            report.notices.iter().map(|notice| {
+                let epoch = report.epoch.unwrap_or_default();
+                let key = format!("{}-{epoch}-{}", report.shard, notice.id);
+                let note = format!("Shard {}: {}", report.shard, notice.message);
+                PlannedEvent::once(&format!("{:?}", notice.reason), "Run", &key, note)
+            })
+        })
+        .collect()
+}

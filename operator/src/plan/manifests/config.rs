@@ -1,0 +1,77 @@
+//! The manifest that a revision's workers run: the pipeline's, with the revision's data-affecting fields.
+
+use std::collections::BTreeMap;
+
+use k8s_openapi::api::core::v1::ConfigMap;
+use penstock_crds::names::{ANNOTATION_ADOPT, FILE_PIPELINE};
+use penstock_crds::worker::Worker;
+use penstock_crds::{CdcPipeline, CdcPipelineSpec};
+use serde_json::{Value, json};
+use sha2::{Digest as _, Sha256};
+
+use super::{Manifest, metadata};
+use crate::names::{self, Component};
+use crate::plan::PlanError;
+use crate::world::{KnownRevision, World};
+
+/// The ConfigMap of a revision.
+pub(crate) fn config_map(world: &World, revision: &KnownRevision) -> Result<Manifest, PlanError> {
+    Ok(Manifest::ConfigMap(Box::new(ConfigMap {
+        metadata: metadata(
+            world,
+            names::of_revision(world.name(), &revision.name),
+            Component::Worker,
+            Some(&revision.name),
+        ),
+        data: Some(BTreeMap::from([(FILE_PIPELINE.to_owned(), worker_manifest(world, revision)?)])),
+        ..ConfigMap::default()
+    })))
+}
+
+/// Hash of what a worker reads at its start: when it changes, its pod is replaced. Credentials are read at
+/// every connection and are not in it.
+pub(super) fn worker_manifest_hash(world: &World, revision: &KnownRevision) -> Result<String, PlanError> {
+    let mut digest = hex::encode(Sha256::digest(worker_manifest(world, revision)?));
+    digest.truncate(16);
+    Ok(digest)
+}
+
+fn worker_manifest(world: &World, revision: &KnownRevision) -> Result<String, PlanError> {
+    let object = json!({
+        "apiVersion": "penstock.dev/v1alpha1",
+        "kind": "CdcPipeline",
+        "metadata": worker_metadata(world),
+        "spec": worker_spec(&world.pipeline.spec, revision),
+    });
+    Ok(serde_yaml::to_string(&object)?)
+}
+
+fn worker_metadata(world: &World) -> Value {
+    let mut metadata = json!({"name": world.name(), "namespace": world.namespace(), "uid": world.uid});
+    if let Some(adopted) = adopted_uid(&world.pipeline) {
+        metadata["annotations"] = json!({ANNOTATION_ADOPT: adopted});
+    }
+    metadata
+}
+
+/// UID of the deleted pipeline whose state this one takes over.
+pub(crate) fn adopted_uid(pipeline: &CdcPipeline) -> Option<&str> {
+    pipeline.metadata.annotations.as_ref()?.get(ANNOTATION_ADOPT).map(String::as_str)
+}
+
+/// What only the operator acts on is left at its default, so that changing it restarts no worker.
+fn worker_spec(spec: &CdcPipelineSpec, revision: &KnownRevision) -> CdcPipelineSpec {
+    let data = &revision.minted.data;
+    let mut spec = spec.clone();
+    spec.paused = false;
+    spec.deletion_policy = penstock_crds::spec::DeletionPolicy::default();
+    spec.source.postgres.tables.clone_from(&data.tables);
+    spec.sink.postgres.schema_map.clone_from(&data.schema_map);
+    spec.worker = Worker {
+        image: Some(revision.minted.image.clone()),
+        shards: data.shards,
+        log: spec.worker.log,
+        ..Worker::default()
+    };
+    spec
+}

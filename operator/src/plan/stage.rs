@@ -1,0 +1,94 @@
+//! Where a living pipeline is on the way from its spec to running workers.
+
+use penstock_crds::revision::RevisionName;
+
+use super::revision::{Target, target};
+use super::shards::{Shard, all_stream, shards};
+use super::{PlanError, secrets};
+use crate::world::{KnownRevision, WorkerSet, World};
+
+/// Where a living pipeline is. Set by what is observed alone; each arm says what leads out of it.
+#[derive(Debug)]
+pub(super) enum Stage<'a> {
+    /// The object does not wait for the operator yet. Next: `Mint`, when the finalizer is observed.
+    Unguarded,
+    /// Somebody else's objects have names the pipeline needs. Next: `Mint`, when they are gone.
+    NameTaken(&'a [String]),
+    /// Two specs have one revision name. Next: `Mint`, when the spec is another.
+    Clash(RevisionName),
+    /// The spec means a revision that is not the newest. Next: `Hold`, `Stop` or `Run`, when it is.
+    Mint(KnownRevision),
+    /// Workers cannot start, so those that run are left alone. Next: `Stop` or `Run`, when nothing is missing.
+    Hold {
+        /// What is missing.
+        missing: String,
+    },
+    /// Another revision's workers stop. Next: `Run`, when their pods are observed gone.
+    Stop {
+        /// What workers should run.
+        target: KnownRevision,
+    },
+    /// The revision's workers run, or are paused. When they all stream, what others left is removed.
+    Run {
+        /// What workers run.
+        target: KnownRevision,
+        /// How many of them there should be: none when it is paused.
+        replicas: u16,
+        /// How they are.
+        shards: Vec<Shard<'a>>,
+    },
+}
+
+/// Where a living pipeline is.
+pub(super) fn stage(world: &World) -> Result<Stage<'_>, PlanError> {
+    if !world.has_finalizer() {
+        return Ok(Stage::Unguarded);
+    }
+    let target = match target(world)? {
+        Target::Clash(known) => return Ok(Stage::Clash(known.name)),
+        Target::Mint(revision) => return Ok(Stage::Mint(revision)),
+        Target::Minted(target) => target,
+    };
+    if !world.taken.is_empty() {
+        return Ok(Stage::NameTaken(&world.taken));
+    }
+    let is_paused = world.pipeline.spec.paused;
+    let runs_already = world.set(&target.name).is_some_and(|set| set.replicas_wanted > 0);
+    if let Some(missing) = secrets::missing(world)
+        && !is_paused
+        && !runs_already
+    {
+        return Ok(Stage::Hold { missing });
+    }
+    if others_run(world, &target.name) {
+        return Ok(Stage::Stop { target });
+    }
+    let replicas = if is_paused { 0 } else { target.minted.data.shards };
+    let shards = shards(world, &target);
+    Ok(Stage::Run { target, replicas, shards })
+}
+
+/// `StatefulSets` of revisions that the spec does not mean.
+pub(super) fn others<'a>(world: &'a World, target: &RevisionName) -> impl Iterator<Item = &'a WorkerSet> {
+    world.sets.iter().filter(move |set| set.object.revision != *target)
+}
+
+/// Whether a worker of another revision may still run. Gone means observed gone: by the StatefulSet's
+/// controller and by its pods.
+fn others_run(world: &World, target: &RevisionName) -> bool {
+    others(world, target).any(|set| !set.is_observed_empty)
+        || world.pods.iter().any(|pod| pod.revision != *target)
+}
+
+/// Whether what other revisions left can be removed: the new workers were seen streaming.
+pub(super) fn others_are_over(stage: &Stage<'_>) -> bool {
+    match stage {
+        Stage::Run { shards, .. } => all_stream(shards),
+        Stage::Unguarded
+        | Stage::NameTaken(_)
+        | Stage::Clash(_)
+        | Stage::Mint(_)
+        | Stage::Hold { .. }
+        | Stage::Stop { .. } => false,
+    }
+}

@@ -1,0 +1,5 @@
+//! Plans as golden files, one per situation, and what holds of every plan.
+
+mod golden;
+mod properties;
+pub(crate) mod scene;

@@ -1,0 +1,221 @@
+use penstock_crds::report::{Problem, Reason, WorkerPhase};
+use penstock_crds::revision::RevisionName;
+use penstock_crds::spec::DeletionPolicy;
+use proptest::prelude::*;
+
+use super::scene::*;
+use crate::plan::{DoomedKind, Manifest, Step, plan, target_revision};
+use crate::world::{Answer, CleanUpJob, ControlSecret, PodTrouble, SecretKeys, WorkerPod, WorkerSet, World};
+
+fn phase() -> impl Strategy<Value = WorkerPhase> {
+    prop_oneof![
+        Just(WorkerPhase::Starting),
+        Just(WorkerPhase::Snapshotting),
+        Just(WorkerPhase::Streaming),
+        Just(WorkerPhase::Retrying),
+        Just(WorkerPhase::Halted),
+        Just(WorkerPhase::Stopping),
+    ]
+}
+
+fn answer() -> impl Strategy<Value = Answer> {
+    let problem = prop_oneof![
+        3 => Just(None),
+        1 => Just(Some(Reason::SourceUnreachable)),
+        1 => Just(Some(Reason::TableMissing)),
+    ];
+    prop_oneof![
+        1 => Just(Answer::NotRunning),
+        1 => Just(Answer::Silent { error: "refused".into() }),
+        6 => (phase(), problem, prop::sample::select(vec![0_i64, 14, 16])).prop_map(|(phase, problem, age)| {
+            let mut report = report(&RevisionName("r".into()), 0, phase);
+            report.problem = problem.map(|reason| Problem { reason, message: "so".into() });
+            Answer::Report { report: Box::new(report), at: now() - jiff::SignedDuration::from_secs(age) }
+        }),
+    ]
+}
+
+fn trouble() -> impl Strategy<Value = Option<PodTrouble>> {
+    prop_oneof![
+        8 => Just(None),
+        1 => Just(Some(PodTrouble::Unschedulable("a".into()))),
+        1 => Just(Some(PodTrouble::ImagePull("b".into()))),
+        1 => Just(Some(PodTrouble::Crashing("c".into()))),
+    ]
+}
+
+prop_compose! {
+    fn worker()(which in 0_usize..3, shard in 0_u16..2, is_deleting: bool, trouble in trouble(), answer in answer())
+        -> (usize, u16, bool, Option<PodTrouble>, Answer) {
+        (which, shard, is_deleting, trouble, answer)
+    }
+}
+
+prop_compose! {
+    fn a_set()(which in 0_usize..3, replicas in 0_i32..3, is_observed_empty: bool, is_deleting: bool)
+        -> (usize, i32, bool, bool) {
+        (which, replicas, is_observed_empty, is_deleting)
+    }
+}
+
+prop_compose! {
+    /// Worlds with three revisions, of which the spec means the first, and anything around them.
+    fn any_world()(
+        flags in prop::array::uniform8(any::<bool>()),
+        numbers in prop::sample::subsequence(vec![1_i64, 2, 3], 0..=3).prop_shuffle(),
+        sets in prop::collection::vec(a_set(), 0..3),
+        pods in prop::collection::vec(worker(), 0..4),
+        claims in prop::collection::vec(0_usize..3, 0..3),
+        control in prop_oneof![Just(None), (-1_i64..2).prop_map(Some)],
+        job in prop_oneof![Just(None), (any::<bool>(), any::<bool>(), any::<bool>()).prop_map(Some)],
+    ) -> World {
+        let [finalizer, deleting, terminating, delete_policy, paused, secret, taken, refused] = flags;
+        let mut world = if finalizer { guarded() } else { created() };
+        if deleting {
+            world = deleted(world);
+        }
+        if delete_policy {
+            world.pipeline.spec.deletion_policy = DeletionPolicy::Delete;
+        }
+        if !secret {
+            world.secrets.insert("shop-db".into(), SecretKeys::Missing);
+        }
+        world.pipeline.spec.paused = paused;
+        world.namespace_terminating = terminating;
+        world.taken = if taken { vec!["Service a".into()] } else { Vec::new() };
+        world.refused = refused.then(|| "quota".into());
+        let names = [
+            target_revision(&world.pipeline).unwrap(),
+            RevisionName("rb0000000".into()),
+            RevisionName("rc0000000".into()),
+        ];
+        for (name, number) in names.iter().zip(numbers) {
+            let mut known = revision(&world, number);
+            known.name = name.clone();
+            world.revisions.push(known);
+        }
+        for (which, replicas_wanted, is_observed_empty, is_deleting) in sets {
+            if world.set(&names[which]).is_none() {
+                let object = owned(&names[which], "inventory");
+                world.sets.push(WorkerSet { object, replicas_wanted, is_observed_empty, is_deleting });
+            }
+        }
+        world.pods = pods
+            .into_iter()
+            .map(|(which, shard, is_deleting, trouble, answer)| {
+                WorkerPod { is_deleting, trouble, ..pod(&names[which], shard, answer) }
+            })
+            .collect();
+        world.claims = claims.into_iter().map(|which| owned(&names[which], "claim")).collect();
+        if let Some(hours) = control {
+            world.control = ControlSecret::Issued { renew_at: now() + jiff::SignedDuration::from_hours(hours) };
+        }
+        world.clean_up = job.map(|(is_deleting, is_complete, fails)| CleanUpJob {
+            uid: "job".into(),
+            made_from: "another".into(),
+            is_deleting,
+            is_complete,
+            failure: fails.then(|| "refused".into()),
+        });
+        world
+    }
+}
+
+fn doomed(steps: &[Step], kind: DoomedKind) -> Vec<String> {
+    let deletions = steps.iter().filter_map(|step| match step {
+        Step::Delete(doomed) if doomed.kind == kind => Some(doomed.uid.clone()),
+        Step::Delete(_)
+        | Step::AddFinalizer
+        | Step::RemoveFinalizer
+        | Step::Apply(_)
+        | Step::IssueControlSecret
+        | Step::Emit(_) => None,
+    });
+    deletions.collect()
+}
+
+fn starts_workers(step: &Step) -> bool {
+    matches!(step, Step::Apply(Manifest::StatefulSet(set))
+        if set.spec.as_ref().and_then(|spec| spec.replicas).is_some_and(|replicas| replicas > 0))
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(2048))]
+
+    #[test]
+    fn a_plan_is_total_and_deterministic(world in any_world()) {
+        prop_assert_eq!(plan(&world).unwrap(), plan(&world).unwrap());
+    }
+
+    #[test]
+    fn an_unchanged_world_writes_no_status_and_tells_nothing_again(world in any_world()) {
+        let first = plan(&world).unwrap();
+        let mut later = seen(world);
+        later.now += jiff::SignedDuration::from_millis(1);
+        let second = plan(&later).unwrap();
+        prop_assert_eq!(&second.status, &first.status);
+        let counted = |step: &Step| matches!(step, Step::Emit(event) if event.once.is_none());
+        prop_assert!(!second.steps.iter().any(counted));
+    }
+
+    #[test]
+    fn two_revisions_never_run_at_once(world in any_world()) {
+        let plan = plan(&world).unwrap();
+        let target = target_revision(&world.pipeline).unwrap();
+        let others_run = world.pods.iter().any(|pod| pod.revision != target)
+            || world.sets.iter().any(|set| set.object.revision != target && !set.is_observed_empty);
+        prop_assert!(!others_run || !plan.steps.iter().any(starts_workers));
+    }
+
+    #[test]
+    fn the_object_goes_only_when_no_worker_is_left(world in any_world()) {
+        let goes = plan(&world).unwrap().steps.contains(&Step::RemoveFinalizer);
+        prop_assert!(!goes || (world.is_deleting() && world.pods.is_empty() && world.sets.is_empty()));
+    }
+
+    #[test]
+    fn volumes_go_only_after_their_revision_is_over(world in any_world()) {
+        let plan = plan(&world).unwrap();
+        let target = target_revision(&world.pipeline).unwrap();
+        let is_ready = plan.status.iter().flat_map(|status| &status.conditions)
+            .any(|condition| condition.type_ == "Ready" && condition.status == "True");
+        for claim in doomed(&plan.steps, DoomedKind::PersistentVolumeClaim) {
+            let is_clean = world.is_deleting() && world.clean_up.as_ref().is_some_and(|job| job.is_complete);
+            let is_current = claim == owned(&target, "claim").uid;
+            prop_assert!(is_clean || !is_current);
+            let all_stream = (0..2).all(|shard| world.pods.iter().any(|pod| {
+                pod.revision == target && pod.shard == shard
+                    && pod.report(world.now).is_some_and(|report| report.phase == WorkerPhase::Streaming)
+            }));
+            prop_assert!(is_clean || is_ready || all_stream);
+        }
+    }
+
+    #[test]
+    fn ready_means_that_every_shard_was_just_seen_streaming(world in any_world()) {
+        let plan = plan(&world).unwrap();
+        let target = target_revision(&world.pipeline).unwrap();
+        let is_ready = plan.status.iter().flat_map(|status| &status.conditions)
+            .any(|condition| condition.type_ == "Ready" && condition.status == "True");
+        let streams = |shard: u16| world.pods.iter().any(|pod| {
+            pod.revision == target && pod.shard == shard
+                && pod.report(world.now).is_some_and(|report| report.phase == WorkerPhase::Streaming)
+        });
+        prop_assert!(!is_ready || (streams(0) && streams(1) && world.refused.is_none()));
+    }
+
+    #[test]
+    fn every_status_has_every_condition_of_the_generation(world in any_world()) {
+        let Some(status) = plan(&world).unwrap().status else { return Ok(()) };
+        prop_assert_eq!(status.observed_generation, world.pipeline.metadata.generation);
+        let kinds: Vec<&str> = status.conditions.iter().map(|condition| condition.type_.as_str()).collect();
+        prop_assert_eq!(kinds, ["Ready", "Reconciling", "Stalled", "SourceReachable", "SinkReachable", "SnapshotComplete"]);
+        for condition in &status.conditions {
+            prop_assert_eq!(condition.observed_generation, world.pipeline.metadata.generation);
+            prop_assert!(!condition.reason.is_empty() && !condition.message.is_empty());
+        }
+        let is_true = |kind: &str| status.conditions.iter().any(|condition| condition.type_ == kind && condition.status == "True");
+        prop_assert!(!(is_true("Reconciling") && is_true("Stalled")));
+        prop_assert!(!(is_true("Ready") && (is_true("Reconciling") || is_true("Stalled"))));
+    }
+}

@@ -1,0 +1,244 @@
+//! What there is to say about a pipeline: one phase, one reason, one sentence.
+
+use penstock_crds::conditions::{ConditionReason, OperatorReason};
+use penstock_crds::report::{Policy, Problem, Reason, WorkerPhase};
+use penstock_crds::status::Phase;
+
+use super::secrets;
+use super::shards::{Shard, reporting};
+use super::stage::{Stage, others};
+use crate::world::{KnownRevision, PodTrouble, World};
+
+/// Status of a condition.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Truth {
+    /// It is so.
+    True,
+    /// It is not so.
+    False,
+    /// Nobody knows, which is never good.
+    Unknown,
+}
+
+impl From<bool> for Truth {
+    fn from(is_so: bool) -> Self {
+        if is_so { Self::True } else { Self::False }
+    }
+}
+
+/// Where it goes from here.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Course {
+    /// It stays as it is.
+    Settled,
+    /// It goes on by itself.
+    Moving,
+    /// A person is needed.
+    Stuck,
+}
+
+/// What there is to say about a pipeline.
+#[derive(Debug)]
+pub(super) struct Verdict {
+    pub(super) phase: Phase,
+    pub(super) ready: Truth,
+    pub(super) reason: ConditionReason,
+    pub(super) message: String,
+    pub(super) course: Course,
+}
+
+impl Verdict {
+    /// It needs a person.
+    pub(super) fn stuck(reason: impl Into<ConditionReason>, message: String) -> Self {
+        Self {
+            phase: Phase::Stalled,
+            ready: Truth::False,
+            reason: reason.into(),
+            message,
+            course: Course::Stuck,
+        }
+    }
+
+    /// It is on the way.
+    pub(super) fn moving(phase: Phase, reason: impl Into<ConditionReason>, message: String) -> Self {
+        Self { phase, ready: Truth::False, reason: reason.into(), message, course: Course::Moving }
+    }
+
+    /// What has to happen before it is settled.
+    pub(super) fn waits_for(&self) -> Option<String> {
+        match self.course {
+            Course::Settled => None,
+            Course::Moving | Course::Stuck => Some(format!("{}: {}", self.reason, self.message)),
+        }
+    }
+}
+
+/// What there is to say about a pipeline that nobody deleted.
+pub(super) fn of(world: &World, stage: &Stage<'_>) -> Verdict {
+    if let Some(refusal) = &world.refused {
+        return Verdict::stuck(
+            OperatorReason::ApiRefused,
+            format!("Kubernetes refuses an object of the pipeline: {refusal}"),
+        );
+    }
+    match stage {
+        Stage::Unguarded | Stage::Mint(_) => of_mint(world),
+        Stage::NameTaken(taken) => Verdict::stuck(
+            OperatorReason::NameTaken,
+            format!(
+                "The pipeline needs these names and somebody else has them: {}. Remove those objects, or create the pipeline under another name",
+                taken.join(", ")
+            ),
+        ),
+        Stage::Clash(name) => Verdict::stuck(
+            OperatorReason::RevisionClash,
+            format!(
+                "The spec hashes to the name {name}, which another revision has. Change it in any way that changes no data, for example list a table that a pattern matches already"
+            ),
+        ),
+        Stage::Hold { missing } => Verdict::stuck(Reason::CredentialsMissing, missing.clone()),
+        Stage::Stop { target } => of_stop(world, target),
+        Stage::Run { replicas: 0, .. } => of_pause(world),
+        Stage::Run { shards, .. } => of_run(world, shards),
+    }
+}
+
+fn of_mint(world: &World) -> Verdict {
+    let (phase, reason) = if world.sets.is_empty() {
+        (Phase::Starting, OperatorReason::Starting)
+    } else {
+        (Phase::Replacing, OperatorReason::Replacing)
+    };
+    Verdict::moving(phase, reason, "A revision is made of the spec as it is now".into())
+}
+
+fn of_stop(world: &World, target: &KnownRevision) -> Verdict {
+    let mut left: Vec<&str> =
+        world.pods.iter().filter(|pod| pod.revision != target.name).map(|pod| pod.name.as_str()).collect();
+    left.sort_unstable();
+    let message = if left.is_empty() {
+        let sets: Vec<&str> = others(world, &target.name).map(|set| set.object.name.as_str()).collect();
+        format!("Waits until Kubernetes says that the StatefulSet {} has no pods left", sets.join(", "))
+    } else {
+        format!("Revision {} starts when these pods are gone: {}", target.name, left.join(", "))
+    };
+    Verdict::moving(Phase::Replacing, OperatorReason::Replacing, message)
+}
+
+fn of_pause(world: &World) -> Verdict {
+    let is_still = world.pods.is_empty();
+    let message = if is_still {
+        "The workers are stopped because spec.paused is true; set it to false to go on. The source keeps its write-ahead log meanwhile"
+    } else {
+        "The workers finish their batch and stop because spec.paused is true"
+    };
+    Verdict {
+        phase: Phase::Paused,
+        ready: Truth::False,
+        reason: OperatorReason::Paused.into(),
+        message: message.into(),
+        course: if is_still { Course::Settled } else { Course::Moving },
+    }
+}
+
+/// The worst that any shard has, the lowest shard first.
+fn of_run(world: &World, shards: &[Shard<'_>]) -> Verdict {
+    problem(shards, Policy::Halt)
+        .map(|(reason, message)| Verdict::stuck(reason, message))
+        .or_else(|| trouble(shards))
+        .or_else(|| lacking_secrets(world, shards))
+        .or_else(|| {
+            problem(shards, Policy::Retry)
+                .map(|(reason, message)| Verdict::moving(Phase::Retrying, reason, message))
+        })
+        .or_else(|| unschedulable(shards))
+        .or_else(|| silent(shards))
+        .unwrap_or_else(|| progress(shards))
+}
+
+/// `Shard 2: …` where there are several.
+fn of_shard(shards: &[Shard<'_>], index: usize, message: &str) -> String {
+    if shards.len() > 1 { format!("Shard {index}: {message}") } else { message.to_owned() }
+}
+
+fn problem(shards: &[Shard<'_>], policy: Policy) -> Option<(Reason, String)> {
+    shards.iter().enumerate().find_map(|(index, shard)| {
+        let Problem { reason, message } = reporting(shard)?.problem.as_ref()?;
+        (reason.policy() == policy).then(|| (*reason, of_shard(shards, index, message)))
+    })
+}
+
+fn trouble(shards: &[Shard<'_>]) -> Option<Verdict> {
+    shards.iter().enumerate().find_map(|(index, shard)| {
+        let Shard::Trouble(trouble) = shard else { return None };
+        let (reason, message) = match trouble {
+            PodTrouble::ImagePull(message) => (OperatorReason::ImagePullFailed, message),
+            PodTrouble::Crashing(message) => (OperatorReason::WorkerCrashing, message),
+            PodTrouble::Container(message) => (OperatorReason::ContainerFailed, message),
+            PodTrouble::Unschedulable(_) => return None,
+        };
+        Some(Verdict::stuck(reason, of_shard(shards, index, message)))
+    })
+}
+
+/// A missing Secret explains a pod that does not start; workers that run are not concerned.
+fn lacking_secrets(world: &World, shards: &[Shard<'_>]) -> Option<Verdict> {
+    let all_report = shards.iter().all(|shard| reporting(shard).is_some());
+    let missing = secrets::missing(world).filter(|_| !all_report)?;
+    Some(Verdict::stuck(Reason::CredentialsMissing, missing))
+}
+
+fn unschedulable(shards: &[Shard<'_>]) -> Option<Verdict> {
+    shards.iter().enumerate().find_map(|(index, shard)| match shard {
+        Shard::Trouble(PodTrouble::Unschedulable(message)) => Some(Verdict::moving(
+            Phase::Starting,
+            OperatorReason::PodUnschedulable,
+            of_shard(shards, index, message),
+        )),
+        Shard::Trouble(PodTrouble::ImagePull(_) | PodTrouble::Crashing(_) | PodTrouble::Container(_))
+        | Shard::Starting
+        | Shard::Silent(_)
+        | Shard::Reporting(_) => None,
+    })
+}
+
+fn silent(shards: &[Shard<'_>]) -> Option<Verdict> {
+    shards.iter().enumerate().find_map(|(index, shard)| {
+        let Shard::Silent(error) = shard else { return None };
+        let message = format!("The worker runs and does not answer the operator: {error}");
+        Some(Verdict {
+            phase: Phase::Retrying,
+            ready: Truth::Unknown,
+            reason: OperatorReason::WorkerUnreachable.into(),
+            message: of_shard(shards, index, &message),
+            course: Course::Moving,
+        })
+    })
+}
+
+/// No shard has anything to complain of.
+fn progress(shards: &[Shard<'_>]) -> Verdict {
+    let phases: Vec<Option<WorkerPhase>> = shards.iter().map(super::shards::phase).collect();
+    let is_up = |phase: &Option<WorkerPhase>| {
+        matches!(phase, Some(WorkerPhase::Snapshotting | WorkerPhase::Streaming))
+    };
+    if phases.iter().all(|phase| *phase == Some(WorkerPhase::Streaming)) {
+        return Verdict {
+            phase: Phase::Streaming,
+            ready: Truth::True,
+            reason: OperatorReason::Streaming.into(),
+            message: "Changes are applied as they arrive".into(),
+            course: Course::Settled,
+        };
+    }
+    if phases.iter().all(is_up) {
+        return Verdict::moving(
+            Phase::Snapshotting,
+            OperatorReason::Snapshotting,
+            "Existing rows are copied; changes follow when every table is done".into(),
+        );
+    }
+    let up = phases.iter().filter(|phase| is_up(phase)).count();
+    let message = format!("{up} of {} workers are up; the others start", shards.len());
+    Verdict::moving(Phase::Starting, OperatorReason::Starting, message)
+}

@@ -1,0 +1,208 @@
+//! What is: everything a decision about one pipeline may look at. `observe` fills it, `plan` reads it.
+//! Plain values; no client, no clock.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use jiff::{SignedDuration, Timestamp};
+use penstock_crds::CdcPipeline;
+use penstock_crds::names::FINALIZER;
+use penstock_crds::report::Report;
+use penstock_crds::revision::{MintedRevision, RevisionName};
+use serde::Serialize;
+
+/// How long a worker's last report counts after the worker stopped answering.
+const REPORT_VALID: SignedDuration = SignedDuration::from_secs(15);
+
+/// Everything that is known about one pipeline at one time.
+#[derive(Clone, Debug)]
+pub struct World {
+    /// The time of the observation.
+    pub now: Timestamp,
+    /// Image of workers whose manifest names none, and of the clean-up Job.
+    pub default_image: String,
+    /// The pipeline as it is stored.
+    pub pipeline: CdcPipeline,
+    /// The pipeline's UID.
+    pub uid: String,
+    /// The namespace is being deleted: nothing can be created in it.
+    pub namespace_terminating: bool,
+    /// Kept revisions, in no order.
+    pub revisions: Vec<KnownRevision>,
+    /// Worker `StatefulSets`, one per revision.
+    pub sets: Vec<WorkerSet>,
+    /// Worker pods, ending ones too.
+    pub pods: Vec<WorkerPod>,
+    /// Volume claims of this very pipeline (by UID).
+    pub claims: Vec<Owned>,
+    /// `ConfigMaps` of revisions.
+    pub config_maps: Vec<Owned>,
+    /// The Secrets that the manifest names.
+    pub secrets: BTreeMap<String, SecretKeys>,
+    /// The Secret that operator and workers share.
+    pub control: ControlSecret,
+    /// The clean-up Job.
+    pub clean_up: Option<CleanUpJob>,
+    /// Objects that have a name the pipeline needs and belong to somebody else, as `Service inventory-worker`.
+    pub taken: Vec<String>,
+    /// What the API server said when it refused an object at the last attempt.
+    pub refused: Option<String>,
+}
+
+impl World {
+    /// Name of the pipeline.
+    pub fn name(&self) -> &str {
+        self.pipeline.metadata.name.as_deref().unwrap_or_default()
+    }
+
+    /// Namespace of the pipeline.
+    pub fn namespace(&self) -> &str {
+        self.pipeline.metadata.namespace.as_deref().unwrap_or_default()
+    }
+
+    /// Whether somebody deleted the object.
+    pub fn is_deleting(&self) -> bool {
+        self.pipeline.metadata.deletion_timestamp.is_some()
+    }
+
+    /// Whether the object waits for the operator before it goes.
+    pub fn has_finalizer(&self) -> bool {
+        self.pipeline.metadata.finalizers.iter().flatten().any(|finalizer| finalizer == FINALIZER)
+    }
+
+    /// The StatefulSet of a revision.
+    pub fn set(&self, revision: &RevisionName) -> Option<&WorkerSet> {
+        self.sets.iter().find(|set| set.object.revision == *revision)
+    }
+}
+
+/// An object of the pipeline that belongs to one revision.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Owned {
+    /// Its name.
+    pub name: String,
+    /// Its UID, so that a deletion never meets a namesake.
+    pub uid: String,
+    /// The revision it belongs to.
+    pub revision: RevisionName,
+}
+
+/// A kept revision.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct KnownRevision {
+    /// Its name.
+    pub name: RevisionName,
+    /// Grows with every minting; the highest is the newest.
+    pub number: i64,
+    /// What it means.
+    pub minted: MintedRevision,
+    /// UID of the `ControllerRevision`.
+    pub uid: String,
+}
+
+/// The StatefulSet of a revision.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct WorkerSet {
+    /// Name, UID, revision.
+    pub object: Owned,
+    /// `spec.replicas`.
+    pub replicas_wanted: i32,
+    /// The controller has seen `spec` as it is, and says that no pod is left.
+    pub is_observed_empty: bool,
+    /// It is being deleted.
+    pub is_deleting: bool,
+}
+
+/// A worker's pod.
+#[derive(Clone, Debug, PartialEq)]
+pub struct WorkerPod {
+    /// Its name.
+    pub name: String,
+    /// The revision it runs.
+    pub revision: RevisionName,
+    /// Its shard.
+    pub shard: u16,
+    /// It is being deleted.
+    pub is_deleting: bool,
+    /// What keeps it from running.
+    pub trouble: Option<PodTrouble>,
+    /// What its worker said.
+    pub answer: Answer,
+}
+
+impl WorkerPod {
+    /// The worker's word, if it still counts at `now`.
+    pub fn report(&self, now: Timestamp) -> Option<&Report> {
+        match &self.answer {
+            Answer::Report { report, at } => (now.duration_since(*at) <= REPORT_VALID).then_some(report),
+            Answer::NotRunning | Answer::Silent { .. } => None,
+        }
+    }
+}
+
+/// What a worker said when it was asked.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Answer {
+    /// Its container does not run (yet).
+    NotRunning,
+    /// Its container runs and it has not answered, for this reason.
+    Silent {
+        /// Why the last attempt failed.
+        error: String,
+    },
+    /// Its last report, and when it came.
+    Report {
+        /// What it said.
+        report: Box<Report>,
+        /// When.
+        at: Timestamp,
+    },
+}
+
+/// What keeps a pod from running, in the words of its status.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum PodTrouble {
+    /// No node takes it.
+    Unschedulable(String),
+    /// Its image cannot be pulled.
+    ImagePull(String),
+    /// Its container ends again and again; what it said last.
+    Crashing(String),
+    /// Its container cannot be made.
+    Container(String),
+}
+
+/// The keys of a Secret that a manifest names. Never its values.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum SecretKeys {
+    /// There is no such Secret.
+    Missing,
+    /// It has these keys.
+    Present(BTreeSet<String>),
+}
+
+/// The Secret that operator and workers share.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ControlSecret {
+    /// There is none, or it lacks a key.
+    Missing,
+    /// It is whole; its certificate is renewed from this time on.
+    Issued {
+        /// When two thirds of the certificate's life are over.
+        renew_at: Timestamp,
+    },
+}
+
+/// The clean-up Job.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CleanUpJob {
+    /// UID of the Job.
+    pub uid: String,
+    /// Hash of the manifest it was made from.
+    pub made_from: String,
+    /// It is being deleted.
+    pub is_deleting: bool,
+    /// It has succeeded.
+    pub is_complete: bool,
+    /// What its pod said when it failed last, or what keeps the pod from running.
+    pub failure: Option<String>,
+}

@@ -1,0 +1,16 @@
+//! The source's `pgoutput` stream (protocol version 1) as messages, and the messages as whole transactions.
+//! Pure: bytes in, values out, no I/O. Nothing that arrives makes it panic.
+//!
+//! Format: <https://www.postgresql.org/docs/current/protocol-logicalrep-message-formats.html>
+
+mod assembler;
+mod error;
+mod message;
+mod reader;
+#[cfg(test)]
+mod tests;
+mod tuple;
+
+pub use assembler::{Assembler, Event, ProtocolViolation};
+pub use error::{DecodeError, Place, Problem};
+pub use message::{LogicalMessage, Message, PgTimestamp, decode};

@@ -1,0 +1,5 @@
+mod assembly;
+mod encode;
+mod errors;
+mod fixtures;
+mod properties;

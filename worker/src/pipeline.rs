@@ -1,0 +1,70 @@
+//! One attempt to run a shard, from connecting to streaming. A table of contents: the only file that names
+//! every stage. Whatever fails ends the attempt; the next one begins at step 1.
+
+mod apply;
+mod copy;
+mod start;
+mod stream;
+mod watch;
+
+use tokio_util::sync::CancellationToken;
+
+use self::apply::ReadyFrom;
+use self::start::Fenced;
+use crate::change::Checkpoint;
+use crate::checkpoint::Volume;
+use crate::failure::Failure;
+use crate::serve::Metrics;
+use crate::settings::Settings;
+use crate::status::Status;
+
+/// What every step needs.
+#[derive(Clone, Copy)]
+struct Context<'a> {
+    settings: &'a Settings,
+    status: &'a Status,
+    metrics: &'a Metrics,
+    stop: &'a CancellationToken,
+}
+
+/// Runs the shard until `stop` is cancelled.
+///
+/// # Errors
+/// Whatever ended the attempt; its policy says what happens next.
+pub async fn run(
+    settings: &Settings,
+    status: &Status,
+    metrics: &Metrics,
+    stop: &CancellationToken,
+) -> Result<(), Failure> {
+    let context = Context { settings, status, metrics, stop };
+    // Until rows are streamed a stop is no different from a crash: nothing needs to be finished.
+    let Some(ready) = stop.run_until_cancelled(prepare(context)).await else { return Ok(()) };
+    // 7. The changes.
+    stream::stream(context, ready?).await
+}
+
+async fn prepare(context: Context<'_>) -> Result<Ready, Failure> {
+    // 1. The volume: its identity, and a lock on it.
+    let mut volume = start::open_volume(context)?;
+    // 2. The source as it is: version, privileges, tables. Nothing is changed yet.
+    let mut source = start::inspect_source(context).await?;
+    // 3. The fence: from here on no other run of this shard commits anything.
+    let mut fenced = start::fence(context, &source, &volume).await?;
+    // 4. The tables of this shard, and the publication that carries them.
+    let tables = start::assign(context, &mut source, &mut fenced).await?;
+    // 5. Slot, volume and sink agree on where to go on, or say why not.
+    let mut resumed = start::reconcile(context, &source, &mut fenced, &mut volume).await?;
+    // 6. The sink's tables, made or compared, and the rows that are not there yet.
+    let ready_from = copy::copy_missing(context, &tables, &mut fenced, &mut resumed).await?;
+    source.session.close().await;
+    Ok(Ready { volume, fenced, checkpoint: resumed.checkpoint, ready_from })
+}
+
+/// Everything that the stream needs.
+struct Ready {
+    volume: Volume,
+    fenced: Fenced,
+    checkpoint: Checkpoint,
+    ready_from: ReadyFrom,
+}

@@ -1,0 +1,302 @@
+//! The order of things while changes are applied: sink commit, volume fsync, acknowledge.
+//!
+//! Frames come in, whole source transactions go out. A batch is committed at the first of its bounds, always
+//! between two source transactions; one that is larger than the byte bound is written to the sink as it arrives
+//! and committed at its end.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use crate::batch::{Batch, Limits, TableTraits};
+use crate::change::{Change, Checkpoint, Lsn, Position, Relation, RelationId};
+use crate::checkpoint::Volume;
+use crate::decode::{self, Assembler, Event, PgTimestamp};
+use crate::failure::Failure;
+use crate::serve::Metrics;
+use crate::sink::Writer;
+use crate::source::{Frame, Reader};
+use crate::status::Status;
+use penstock_crds::report::Reason;
+
+/// How often the position moves while there is nothing to apply, so that the source can free its log.
+const IDLE_ADVANCE_EVERY: Duration = Duration::from_secs(10);
+
+/// The tables of this shard: from which commit on their changes are applied.
+pub(super) type ReadyFrom = HashMap<RelationId, Lsn>;
+
+/// Applies frames; owns everything that a commit touches.
+pub(super) struct Applier<'a> {
+    pub(super) ends: Ends<'a>,
+    assembler: Assembler,
+    /// Empty between frames; kept for its room.
+    events: Vec<Event>,
+    batch: Batch,
+    ready_from: ReadyFrom,
+    relations: HashMap<RelationId, Described>,
+    max_delay: Duration,
+    max_rows: u64,
+    /// Changes of this shard read so far; becomes durable with the checkpoint.
+    sequence: i64,
+    /// What the sink holds.
+    durable: Settled,
+    /// What is read and not yet committed.
+    pending: Option<Pending>,
+    /// Inside a source transaction: its commit position, known from BEGIN.
+    transaction: Option<Transaction>,
+    /// A sink transaction is open.
+    is_writing: bool,
+    last_commit: Instant,
+}
+
+struct Described {
+    relation: Arc<Relation>,
+    traits: TableTraits,
+}
+
+#[derive(Clone, Copy)]
+struct Settled {
+    position: Position,
+    end_lsn: Lsn,
+}
+
+struct Pending {
+    settled: Settled,
+    transactions: u64,
+    changes: u64,
+    commit_micros: Option<i64>,
+    since: Instant,
+}
+
+struct Transaction {
+    commit_lsn: Lsn,
+    commit_time: PgTimestamp,
+    changes: u64,
+}
+
+/// Bounds of a batch, from the manifest.
+pub(super) struct Bounds {
+    pub(super) max_rows: u32,
+    pub(super) max_bytes: u32,
+    pub(super) max_delay: Duration,
+}
+
+/// What the changes come from and go to.
+pub(super) struct Ends<'a> {
+    pub(super) reader: Reader,
+    pub(super) writer: Writer,
+    pub(super) volume: &'a mut Volume,
+    pub(super) status: &'a Status,
+    pub(super) metrics: &'a Metrics,
+}
+
+impl<'a> Applier<'a> {
+    /// Goes on from a checkpoint.
+    pub(super) fn new(ends: Ends<'a>, checkpoint: Checkpoint, ready_from: ReadyFrom, bounds: &Bounds) -> Self {
+        Self {
+            ends,
+            assembler: Assembler::new(checkpoint.position),
+            events: Vec::new(),
+            batch: Batch::new(Limits { max_rows: bounds.max_rows as usize, max_bytes: bounds.max_bytes as usize }),
+            ready_from,
+            relations: HashMap::new(),
+            max_delay: bounds.max_delay,
+            max_rows: u64::from(bounds.max_rows),
+            sequence: checkpoint.sequence,
+            durable: Settled { position: checkpoint.position, end_lsn: checkpoint.end_lsn },
+            pending: None,
+            transaction: None,
+            is_writing: false,
+            last_commit: Instant::now(),
+        }
+    }
+
+    /// Tells the source the last position and lets go of the slot.
+    pub(super) async fn close(self) {
+        self.ends.reader.close().await;
+    }
+
+    /// When [`Self::commit`] is due, if nothing else comes.
+    pub(super) fn commit_due(&self) -> Option<Instant> {
+        if self.transaction.is_some() {
+            return None;
+        }
+        self.pending.as_ref().map(|pending| {
+            if pending.changes > 0 { pending.since + self.max_delay } else { self.last_commit + IDLE_ADVANCE_EVERY }
+        })
+    }
+
+    /// Whether a stop would cut no source transaction in two.
+    pub(super) fn is_between_transactions(&self) -> bool {
+        self.transaction.is_none()
+    }
+
+    /// Takes one frame of the stream.
+    pub(super) async fn take(&mut self, frame: Frame) -> Result<(), Failure> {
+        match frame {
+            Frame::Data { payload, .. } => {
+                let mut events = std::mem::take(&mut self.events);
+                self.assembler.accept(decode::decode(payload)?, &mut events)?;
+                for event in events.drain(..) {
+                    self.handle(event).await?;
+                }
+                self.events = events;
+                Ok(())
+            }
+            Frame::Keepalive { wal_end } => {
+                if self.transaction.is_none() {
+                    self.nothing_until(wal_end);
+                }
+                Ok(())
+            }
+        }
+    }
+
+    async fn handle(&mut self, event: Event) -> Result<(), Failure> {
+        match event {
+            Event::Begin { commit_lsn, commit_time, .. } => {
+                self.transaction = Some(Transaction { commit_lsn, commit_time, changes: 0 });
+                Ok(())
+            }
+            Event::Relation(relation) => self.describe(relation).await,
+            Event::Change { change, .. } => self.change(change).await,
+            Event::Commit { position, end_lsn, .. } => self.settle(position, end_lsn).await,
+            Event::Message(_) => Ok(()),
+        }
+    }
+
+    /// A table is described before its first change and after every change of its shape: what is batched by the
+    /// old shape is written first.
+    async fn describe(&mut self, relation: Arc<Relation>) -> Result<(), Failure> {
+        if !self.ready_from.contains_key(&relation.id) {
+            return Ok(());
+        }
+        if self.relations.get(&relation.id).is_some_and(|known| known.relation == relation) {
+            return Ok(());
+        }
+        self.write_batch().await?;
+        let traits = self.ends.writer.describe(&relation).await?;
+        self.relations.insert(relation.id, Described { relation, traits });
+        Ok(())
+    }
+
+    async fn change(&mut self, change: Change) -> Result<(), Failure> {
+        let Some(transaction) = &mut self.transaction else {
+            return Err(Failure::new(Reason::ProtocolViolation, "the source sent a change outside a transaction"));
+        };
+        let commit = transaction.commit_lsn;
+        let Some((change, owner)) = self.ours(change, commit) else { return Ok(()) };
+        if let Some(transaction) = &mut self.transaction {
+            transaction.changes += 1;
+        }
+        self.sequence += 1;
+        self.ends.metrics.changes.inc();
+        let Some(change) = change else { return Ok(()) };
+        let Some(described) = self.relations.get(&owner) else {
+            let message = format!("the source sent a change of relation {} before describing it", owner.0);
+            return Err(Failure::new(Reason::ProtocolViolation, message));
+        };
+        self.batch.push(&described.traits, change)?;
+        if self.batch.is_full() { self.write_batch().await } else { Ok(()) }
+    }
+
+    /// What of a change concerns this shard: nothing, or a change that counts — which is to be applied unless the
+    /// table's copy already holds it.
+    fn ours(&self, change: Change, commit: Lsn) -> Option<(Option<Change>, RelationId)> {
+        let is_ours = |relation: &RelationId| self.ready_from.contains_key(relation);
+        let is_due = |relation: &RelationId| self.ready_from.get(relation).is_some_and(|ready| commit >= *ready);
+        match change {
+            Change::Truncate { relations, cascade, restart_identity } => {
+                let owner = relations.iter().copied().find(|relation| is_ours(relation))?;
+                let due: Vec<_> = relations.into_iter().filter(is_due).collect();
+                let owner = due.first().copied().unwrap_or(owner);
+                let change = Change::Truncate { relations: due, cascade, restart_identity };
+                let has_tables = matches!(&change, Change::Truncate { relations, .. } if !relations.is_empty());
+                Some((has_tables.then_some(change), owner))
+            }
+            Change::Insert { relation, .. } | Change::Update { relation, .. } | Change::Delete { relation, .. } => {
+                is_ours(&relation).then(|| (is_due(&relation).then_some(change), relation))
+            }
+        }
+    }
+
+    /// A source transaction is complete.
+    async fn settle(&mut self, position: Position, end_lsn: Lsn) -> Result<(), Failure> {
+        let Some(transaction) = self.transaction.take() else {
+            return Err(Failure::new(Reason::ProtocolViolation, "the source sent COMMIT without BEGIN"));
+        };
+        let settled = Settled { position, end_lsn };
+        let pending = self.pending.get_or_insert_with(|| Pending::new(settled));
+        pending.settled = settled;
+        if transaction.changes == 0 {
+            return Ok(());
+        }
+        if pending.changes == 0 {
+            pending.since = Instant::now();
+        }
+        pending.transactions += 1;
+        pending.changes += transaction.changes;
+        let commit_micros = transaction.commit_time.unix_micros();
+        pending.commit_micros = Some(commit_micros);
+        let is_due = self.is_writing || pending.changes >= self.max_rows || self.max_delay.is_zero();
+        self.ends.status.pending(commit_micros);
+        if is_due { self.commit().await } else { Ok(()) }
+    }
+
+    /// The source has nothing more for this shard up to `end`.
+    fn nothing_until(&mut self, end: Lsn) {
+        let position = self.pending.as_ref().map_or(self.durable.position, |pending| pending.settled.position);
+        let known = self.pending.as_ref().map_or(self.durable.end_lsn, |pending| pending.settled.end_lsn);
+        if end <= known {
+            return;
+        }
+        let settled = Settled { position, end_lsn: end };
+        self.pending.get_or_insert_with(|| Pending::new(settled)).settled = settled;
+        if self.pending.as_ref().is_some_and(|pending| pending.changes == 0) {
+            self.ends.status.nothing_until(end);
+        }
+    }
+
+    async fn write_batch(&mut self) -> Result<(), Failure> {
+        if self.batch.is_empty() {
+            return Ok(());
+        }
+        if !self.is_writing {
+            self.ends.writer.begin().await?;
+            self.is_writing = true;
+        }
+        let operations = self.batch.take();
+        self.ends.writer.write(operations).await
+    }
+
+    /// Commits what is pending: sink, then volume, then the source hears of it. Must not be called inside a
+    /// source transaction.
+    pub(super) async fn commit(&mut self) -> Result<(), Failure> {
+        let Some(pending) = self.pending.take() else { return Ok(()) };
+        let began = Instant::now();
+        self.write_batch().await?;
+        if !self.is_writing {
+            self.ends.writer.begin().await?;
+        }
+        let Settled { position, end_lsn } = pending.settled;
+        let checkpoint = Checkpoint { position, end_lsn, sequence: self.sequence };
+        self.ends.writer.commit(&checkpoint).await?;
+        self.is_writing = false;
+        tokio::task::block_in_place(|| self.ends.volume.advance(&checkpoint))?;
+        self.ends.reader.acknowledge(end_lsn);
+        self.durable = pending.settled;
+        self.last_commit = Instant::now();
+        self.ends.status.durable(self.sequence, end_lsn, pending.commit_micros);
+        self.ends.metrics.sink_commits.inc();
+        self.ends.metrics.transactions.inc_by(pending.transactions);
+        self.ends.metrics.batch_seconds.observe(began.elapsed().as_secs_f64());
+        tracing::debug!(lsn = %end_lsn, sequence = self.sequence, changes = pending.changes, "checkpoint");
+        Ok(())
+    }
+}
+
+impl Pending {
+    fn new(settled: Settled) -> Self {
+        Self { settled, transactions: 0, changes: 0, commit_micros: None, since: Instant::now() }
+    }
+}

@@ -1,0 +1,71 @@
+//! Step 7: the changes, until the worker is asked to stop.
+
+use std::time::{Duration, Instant};
+
+use penstock_crds::report::WorkerPhase;
+
+use super::apply::{Applier, Bounds, Ends};
+use super::watch::watch_source;
+use super::{Context, Ready};
+use crate::failure::Failure;
+use crate::source::{self, StreamRequest};
+
+/// Frames read ahead of the sink.
+const READ_AHEAD_BYTES: usize = 8 << 20;
+/// How long a stop waits for the end of the source transaction that is being applied.
+const STOP_PATIENCE: Duration = Duration::from_secs(30);
+
+pub(super) async fn stream(context: Context<'_>, ready: Ready) -> Result<(), Failure> {
+    let Ready { mut volume, fenced, checkpoint, ready_from } = ready;
+    let settings = context.settings;
+    let request = StreamRequest {
+        slot: fenced.slot.clone(),
+        publication: fenced.publication.clone(),
+        start: checkpoint.end_lsn,
+        identity: fenced.identity.clone(),
+        capacity_bytes: READ_AHEAD_BYTES,
+    };
+    let writer = fenced.sink.writer(checkpoint.sequence).await?;
+    let reader = source::spawn_reader(settings.pipeline.source.clone(), request);
+    let batch = &settings.pipeline.manifest.spec.sink.postgres.batch;
+    let bounds = Bounds {
+        max_rows: batch.max_rows,
+        max_bytes: batch.max_bytes,
+        max_delay: Duration::from_millis(u64::from(batch.max_delay_ms)),
+    };
+    let ends = Ends { reader, writer, volume: &mut volume, status: context.status, metrics: context.metrics };
+    let mut applier = Applier::new(ends, checkpoint, ready_from, &bounds);
+    context.status.durable(checkpoint.sequence, checkpoint.end_lsn, None);
+    context.status.enter(WorkerPhase::Streaming);
+    tracing::info!(lsn = %checkpoint.end_lsn, sequence = checkpoint.sequence, "streaming");
+    let _watch = watch_source(context, &fenced.slot);
+    apply_until_stopped(context, &mut applier).await?;
+    applier.close().await;
+    Ok(())
+}
+
+async fn apply_until_stopped(context: Context<'_>, applier: &mut Applier<'_>) -> Result<(), Failure> {
+    let far = Duration::from_secs(3600);
+    let timer = tokio::time::sleep(far);
+    tokio::pin!(timer);
+    let mut stop_by: Option<Instant> = None;
+    loop {
+        if stop_by.is_some() && applier.is_between_transactions() {
+            return applier.commit().await;
+        }
+        let due = applier.commit_due().or(stop_by).unwrap_or_else(|| Instant::now() + far);
+        timer.as_mut().reset(due.into());
+        tokio::select! {
+            biased;
+            () = context.stop.cancelled(), if stop_by.is_none() => stop_by = Some(Instant::now() + STOP_PATIENCE),
+            () = &mut timer => {
+                if stop_by.is_some_and(|by| by <= Instant::now()) {
+                    tracing::warn!("the source transaction under way is too long to wait for; it is applied after the next start");
+                    return Ok(());
+                }
+                applier.commit().await?;
+            }
+            frame = applier.ends.reader.next() => applier.take(frame?).await?,
+        }
+    }
+}

@@ -1,0 +1,73 @@
+//! Removes a pipeline's state from the sink. The copied tables stay.
+
+use tokio_postgres::{Error, Transaction};
+
+use super::error::failed;
+use super::schema::{DDL_LOCK, has_table};
+use super::session::{self, Purpose};
+use crate::failure::Failure;
+use crate::postgres::{Endpoint, Session};
+
+const TABLES: [&str; 5] = ["checkpoint", "table_state", "assignment", "ownership", "adoption"];
+
+/// The UID that the pipeline's slots and publication are named after: its own, or that of the pipeline whose state
+/// it adopted. `None`: the sink holds no state of it. To be asked before [`clean_up`], which forgets it.
+pub async fn names_uid(endpoint: &Endpoint, uid: &str) -> Result<Option<String>, Failure> {
+    let session = session::open(endpoint, "penstock clean-up", Purpose::Control).await?;
+    let read = async {
+        if !has_table(&session.client, "version").await? {
+            return Ok(None);
+        }
+        let sql = "SELECT names_uid FROM penstock.checkpoint WHERE uid = $1 ORDER BY shard LIMIT 1";
+        session.query_opt(sql, &[&uid]).await?.map(|row| row.try_get(0)).transpose()
+    };
+    read.await.map_err(|error: Error| failed(&error, "reading the pipeline's state in the sink"))
+}
+
+/// Removes the pipeline's state, and the schema `penstock` when no state of any pipeline is left in it. The copied
+/// tables stay. Safe to repeat. A worker that still runs finds no fence any more and writes nothing.
+pub async fn clean_up(endpoint: &Endpoint, uid: &str) -> Result<(), Failure> {
+    let mut session = session::open(endpoint, "penstock clean-up", Purpose::Control).await?;
+    remove(&mut session, uid)
+        .await
+        .map_err(|error| failed(&error, "removing the pipeline's state from the sink"))
+}
+
+async fn remove(session: &mut Session, uid: &str) -> Result<(), Error> {
+    let transaction = session.transaction().await?;
+    transaction.batch_execute(DDL_LOCK).await?;
+    if !has_table(&transaction, "version").await? {
+        return Ok(());
+    }
+    for table in TABLES {
+        let owner = if table == "adoption" { "adopted_by" } else { "uid" };
+        transaction.execute(&format!("DELETE FROM penstock.{table} WHERE {owner} = $1"), &[&uid]).await?;
+    }
+    if is_empty(&transaction).await? {
+        // Nobody can add a row between the look and the removal.
+        transaction.batch_execute("LOCK TABLE penstock.checkpoint IN ACCESS EXCLUSIVE MODE").await?;
+        if is_empty(&transaction).await? {
+            drop_schema(&transaction).await?;
+        }
+    }
+    transaction.commit().await
+}
+
+async fn is_empty(transaction: &Transaction<'_>) -> Result<bool, Error> {
+    let looks = TABLES.map(|table| format!("EXISTS (SELECT FROM penstock.{table})")).join(" OR ");
+    let has_rows: bool = transaction.query_one(&format!("SELECT {looks}"), &[]).await?.try_get(0)?;
+    Ok(!has_rows)
+}
+
+/// Only what is ours: a schema with something else in it stays.
+async fn drop_schema(transaction: &Transaction<'_>) -> Result<(), Error> {
+    for table in TABLES.into_iter().chain(["version"]) {
+        transaction.batch_execute(&format!("DROP TABLE penstock.{table}")).await?;
+    }
+    let sql = "SELECT EXISTS (SELECT FROM pg_catalog.pg_depend \
+                              WHERE refclassid = 'pg_catalog.pg_namespace'::pg_catalog.regclass \
+                                AND refobjid = 'penstock'::pg_catalog.regnamespace) \
+               OR NOT pg_catalog.pg_has_role((SELECT nspowner FROM pg_catalog.pg_namespace WHERE nspname = 'penstock'), 'USAGE')";
+    let must_stay: bool = transaction.query_one(sql, &[]).await?.try_get(0)?;
+    if must_stay { Ok(()) } else { transaction.batch_execute("DROP SCHEMA penstock").await }
+}

@@ -1,0 +1,127 @@
+//! The statements that make a sink table like its source table. Pure.
+
+use std::fmt::Write as _;
+
+use super::owner::TableMap;
+use crate::change::ReplicaIdentity;
+use crate::change::table::{EnumType, SourceColumn, SourceTable, quote_identifier, quote_literal};
+
+/// The columns that name a row in UPDATE and DELETE; `None` where the whole row does, or nothing.
+pub(super) fn key_columns(table: &SourceTable) -> Option<&[String]> {
+    match table.replica_identity {
+        ReplicaIdentity::Default | ReplicaIdentity::Index => {
+            Some(table.identity_columns.as_slice()).filter(|columns| !columns.is_empty())
+        }
+        ReplicaIdentity::Full | ReplicaIdentity::Nothing => None,
+    }
+}
+
+/// A list of quoted column names.
+pub(super) fn column_list<S: AsRef<str>>(columns: &[S]) -> String {
+    columns.iter().map(|column| quote_identifier(column.as_ref())).collect::<Vec<_>>().join(", ")
+}
+
+/// The column's type in the sink: an enum type moves with its schema.
+pub(super) fn type_sql(column: &SourceColumn, tables: &TableMap) -> String {
+    match &column.enum_type {
+        None => column.type_sql.clone(),
+        Some(enum_type) => {
+            let array = if column.type_sql.ends_with("[]") { "[]" } else { "" };
+            format!("{}{array}", tables.sink_name(&enum_type.name).quoted())
+        }
+    }
+}
+
+/// `CREATE TYPE … AS ENUM (…)`.
+pub(super) fn create_enum(enum_type: &EnumType, tables: &TableMap) -> String {
+    let labels = enum_type.labels.iter().map(|label| quote_literal(label)).collect::<Vec<_>>().join(", ");
+    format!("CREATE TYPE {} AS ENUM ({labels})", tables.sink_name(&enum_type.name).quoted())
+}
+
+/// `CREATE TABLE …`, and the unique index of the replica identity where the primary key is not it.
+pub(super) fn create_table(table: &SourceTable, tables: &TableMap) -> Vec<String> {
+    let name = tables.sink_name(&table.name).quoted();
+    let mut lines: Vec<_> =
+        table.columns.iter().map(|column| format!("    {}", column_definition(column, tables))).collect();
+    if !table.primary_key.is_empty() {
+        lines.push(format!("    PRIMARY KEY ({})", column_list(&table.primary_key)));
+    }
+    let mut statements = vec![format!("CREATE TABLE {name} (\n{}\n)", lines.join(",\n"))];
+    if let Some(columns) = key_columns(table)
+        && !is_same_set(columns, &table.primary_key)
+    {
+        statements.push(format!("CREATE UNIQUE INDEX ON {name} ({})", column_list(columns)));
+    }
+    statements
+}
+
+/// `"name" type …`, as CREATE TABLE and ADD COLUMN want it.
+fn column_definition(column: &SourceColumn, tables: &TableMap) -> String {
+    let not_null = if column.is_not_null { " NOT NULL" } else { "" };
+    format!("{}{not_null}", nullable_definition(column, tables))
+}
+
+/// The definition without NOT NULL, which a table that holds rows would refuse.
+pub(super) fn nullable_definition(column: &SourceColumn, tables: &TableMap) -> String {
+    let mut sql = format!("{} {}", quote_identifier(&column.name), type_sql(column, tables));
+    if let Some(expression) = &column.generated {
+        let _infallible = write!(sql, " GENERATED ALWAYS AS ({expression}) STORED");
+    } else if let Some(default) = &column.constant_default {
+        let _infallible = write!(sql, " DEFAULT {}", default_sql(column, default));
+    }
+    sql
+}
+
+/// `'new'::public.mood` names a type that may have moved to another schema; the column's type says enough.
+fn default_sql<'a>(column: &SourceColumn, default: &'a str) -> &'a str {
+    match (&column.enum_type, default.rsplit_once("'::")) {
+        (Some(_), Some((literal, _))) => default.get(..=literal.len()).unwrap_or(default),
+        (Some(_) | None, _) => default,
+    }
+}
+
+fn is_same_set(left: &[String], right: &[String]) -> bool {
+    left.len() == right.len() && left.iter().all(|column| right.contains(column))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sink::fixtures::{column, mood, orders};
+
+    #[test]
+    fn table_is_made_with_what_the_source_has() {
+        let mut table = orders();
+        table
+            .columns
+            .push(SourceColumn { generated: Some("total * 2".into()), ..column("double", 1700, "numeric") });
+        assert_eq!(
+            create_table(&table, &TableMap::default()),
+            [
+                "CREATE TABLE \"shop\".\"orders\" (\n    \"id\" bigint NOT NULL,\n    \"total\" numeric(10,2),\n    \
+              \"note\" text DEFAULT 'none'::text,\n    \"double\" numeric GENERATED ALWAYS AS (total * 2) STORED,\n    \
+              PRIMARY KEY (\"id\")\n)"
+            ]
+        );
+    }
+
+    #[test]
+    fn identity_index_that_is_not_the_primary_key_is_made_too() {
+        let mut table = orders();
+        table.identity_columns = vec!["total".into()];
+        assert_eq!(
+            create_table(&table, &TableMap::default())[1],
+            "CREATE UNIQUE INDEX ON \"shop\".\"orders\" (\"total\")"
+        );
+    }
+
+    #[test]
+    fn enum_type_moves_with_its_schema() {
+        let tables = TableMap::new([("shop".to_owned(), "copy".to_owned())].into());
+        let mut column = column("mood", 16_500, "shop.mood");
+        column.enum_type = Some(mood());
+        column.constant_default = Some("'it''s'::shop.mood".into());
+        assert_eq!(nullable_definition(&column, &tables), "\"mood\" \"copy\".\"mood\" DEFAULT 'it''s'");
+        assert_eq!(create_enum(&mood(), &tables), "CREATE TYPE \"copy\".\"mood\" AS ENUM ('sad', 'it''s')");
+    }
+}

@@ -1,0 +1,91 @@
+//! The first load: chunks of rows, each in a transaction of its own, straight from the source's COPY.
+
+use std::fmt;
+
+use bytes::Bytes;
+use futures::{SinkExt as _, Stream, StreamExt as _};
+
+use super::ddl::column_list;
+use super::error::{failed, rows_refused};
+use super::owner::TableMap;
+use super::run::Run;
+use super::state::fenced_transaction;
+use crate::change::table::TableName;
+use crate::failure::Failure;
+use crate::postgres::Session;
+
+/// Format of COPY data.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CopyFormat {
+    /// For built-in types: the bytes are the same on both servers.
+    Binary,
+    /// For types that have no binary format, and for those whose binary format holds OIDs of the server (arrays and
+    /// composites of types that are not built in).
+    Text,
+}
+
+/// A session that copies chunks of the first load.
+pub struct Loader {
+    session: Session,
+    run: Run,
+    tables: TableMap,
+}
+
+impl Loader {
+    pub(super) fn new(session: Session, run: Run, tables: TableMap) -> Self {
+        Self { session, run, tables }
+    }
+
+    /// Copies one chunk into the sink table of `table` and notes it; all of it or nothing. `chunks` is the data of
+    /// the source's COPY, with these columns in this order. Returns the rows.
+    ///
+    /// # Errors
+    /// Whatever `chunks` yields; `Fenced`, also if the table is not being copied any more; errors of the sink.
+    pub async fn load_chunk(
+        &mut self,
+        table: &TableName,
+        columns: &[String],
+        format: CopyFormat,
+        chunks: impl Stream<Item = Result<Bytes, Failure>>,
+    ) -> Result<u64, Failure> {
+        let sink = self.tables.sink_name(table);
+        let doing = format!("copying rows into {sink}");
+        let transaction = fenced_transaction(&mut self.session, &self.run, &doing).await?;
+        let sql = copy_sql(&sink, columns, format);
+        let refused = |error| rows_refused(&error, &sink, "copying into");
+        let copy = transaction.copy_in::<_, Bytes>(&sql).await.map_err(refused)?;
+        let mut copy = std::pin::pin!(copy);
+        let mut chunks = std::pin::pin!(chunks);
+        while let Some(chunk) = chunks.next().await {
+            copy.send(chunk?).await.map_err(refused)?;
+        }
+        let rows = copy.finish().await.map_err(refused)?;
+        let note = "UPDATE penstock.table_state SET chunks_copied = chunks_copied + 1, rows_copied = rows_copied + $4, \
+                        updated_at = pg_catalog.now() \
+                    WHERE uid = $1 AND source_schema = $2 AND source_table = $3 AND state = 'copying'";
+        let noted = transaction
+            .execute(note, &[&self.run.uid, &table.schema, &table.name, &rows.cast_signed()])
+            .await
+            .map_err(|error| failed(&error, &doing))?;
+        if noted != 1 {
+            return Err(self.run.lost());
+        }
+        transaction.commit().await.map_err(|error| failed(&error, &doing))?;
+        Ok(rows)
+    }
+}
+
+/// The text format is spelt out: it must be what the source writes, whatever the servers' versions.
+fn copy_sql(sink: &TableName, columns: &[String], format: CopyFormat) -> String {
+    let format = match format {
+        CopyFormat::Binary => "FORMAT binary",
+        CopyFormat::Text => "FORMAT text, DELIMITER E'\\t', NULL '\\N', ENCODING 'UTF8'",
+    };
+    format!("COPY {} ({}) FROM STDIN ({format})", sink.quoted(), column_list(columns))
+}
+
+impl fmt::Debug for Loader {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Loader").field("run", &self.run).finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,68 @@
+//! The PostgreSQL sink: the fence, the tables, the first load, the changes.
+//!
+//! Everything that is written in the sink is written in a transaction that first locks the shard's row of
+//! `penstock.checkpoint` under this run's epoch, so a run that another one replaced can write nothing.
+
+mod apply;
+mod catalogue;
+mod clean_up;
+mod compare;
+mod copy;
+mod ddl;
+mod error;
+#[cfg(test)]
+mod fixtures;
+mod in_flight;
+mod load;
+mod owner;
+mod ownership;
+mod plan;
+mod prepared;
+mod run;
+mod schema;
+mod session;
+mod start;
+mod state;
+mod statements;
+mod tables;
+mod value;
+mod writer;
+
+pub use clean_up::{clean_up, names_uid};
+pub use load::{CopyFormat, Loader};
+pub use owner::{Owner, TableMap};
+pub use start::{Started, start};
+pub use state::TableState;
+pub use tables::FirstCopy;
+pub use writer::Writer;
+
+use crate::failure::Failure;
+use crate::postgres::{Endpoint, Session};
+use run::Run;
+use session::Purpose;
+
+/// A sink whose fence this run holds. Made by [`start`].
+#[derive(Debug)]
+pub struct Sink {
+    endpoint: Endpoint,
+    owner: Owner,
+    tables: TableMap,
+    run: Run,
+    session: Session,
+}
+
+impl Sink {
+    /// A session that copies chunks of the first load; several may run at once.
+    pub async fn loader(&self) -> Result<Loader, Failure> {
+        Ok(Loader::new(self.open(Purpose::Load).await?, self.run.clone(), self.tables.clone()))
+    }
+
+    /// The session that applies changes, from the sequence of the checkpoint on; only one at a time.
+    pub async fn writer(&self, sequence: i64) -> Result<Writer, Failure> {
+        Writer::new(self.open(Purpose::Write).await?, self.run.clone(), self.tables.clone(), sequence).await
+    }
+
+    async fn open(&self, purpose: Purpose) -> Result<Session, Failure> {
+        session::open(&self.endpoint, &self.owner.application_name(self.run.epoch), purpose).await
+    }
+}

@@ -1,0 +1,60 @@
+//! Whom state in the sink belongs to.
+
+use std::collections::BTreeMap;
+
+use sha2::{Digest as _, Sha256};
+use uuid::Uuid;
+
+use crate::change::table::TableName;
+
+/// Whom state in the sink belongs to, and which run of it this is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Owner {
+    /// UID of the pipeline.
+    pub uid: String,
+    /// Its namespace, for people.
+    pub namespace: String,
+    /// Its name, for people.
+    pub name: String,
+    /// Revision.
+    pub revision: String,
+    /// Number of the revision. It takes a shard over from lower and equal numbers only; `None` (on a laptop)
+    /// takes over from all.
+    pub revision_number: Option<i64>,
+    /// Shard, from 0.
+    pub shard: u16,
+    /// Identity of the worker's volume.
+    pub volume_id: Uuid,
+    /// UID of a deleted pipeline whose retained state is taken over, if there is none of its own yet.
+    pub adopt: Option<String>,
+}
+
+impl Owner {
+    /// What the sessions of one run are called, so that the next run finds and ends them.
+    pub(super) fn application_name(&self, epoch: i64) -> String {
+        format!("{}/{epoch}", self.application_name_of_shard())
+    }
+
+    /// The same without the epoch, which is not known before the fence is taken.
+    pub(super) fn application_name_of_shard(&self) -> String {
+        let digest = Sha256::digest(self.uid.as_bytes());
+        format!("penstock/{}/{}", hex::encode(digest.get(..4).unwrap_or_default()), self.shard)
+    }
+}
+
+/// Where the tables of the source go in the sink.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct TableMap(BTreeMap<String, String>);
+
+impl TableMap {
+    /// Source schema to sink schema; schemas that are not named keep theirs.
+    pub fn new(schemas: BTreeMap<String, String>) -> Self {
+        Self(schemas)
+    }
+
+    /// The sink's table (or type) for one of the source.
+    pub fn sink_name(&self, source: &TableName) -> TableName {
+        let schema = self.0.get(&source.schema).unwrap_or(&source.schema);
+        TableName::new(schema, &source.name)
+    }
+}

@@ -1,0 +1,45 @@
+//! One run of a shard, as the fence knows it.
+
+use tokio_postgres::{Error, GenericClient};
+
+use crate::failure::Failure;
+
+use super::error::fenced;
+
+/// One run of a shard, as the fence knows it. Everything that is written carries it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Run {
+    pub(super) uid: String,
+    pub(super) shard: i32,
+    pub(super) epoch: i64,
+    /// Random: epochs come again in a sink that was restored to an older state, runs do not.
+    pub(super) run_id: String,
+    pub(super) layout: i64,
+}
+
+impl Run {
+    /// Holds the fence until the transaction ends, beside other sessions of this run: the next run of the shard
+    /// waits for them to end before it begins. `false`: it has begun.
+    pub(super) async fn hold_shared(&self, client: &impl GenericClient) -> Result<bool, Error> {
+        self.is_found(client, " FOR SHARE").await
+    }
+
+    /// Whether this run still owns the shard, without holding it.
+    pub(super) async fn is_current(&self, client: &impl GenericClient) -> Result<bool, Error> {
+        self.is_found(client, "").await
+    }
+
+    async fn is_found(&self, client: &impl GenericClient, lock: &str) -> Result<bool, Error> {
+        let Self { uid, shard, epoch, run_id, layout } = self;
+        let sql = format!(
+            "SELECT FROM penstock.checkpoint WHERE uid = $1 AND shard = $2 AND epoch = $3 AND layout = $5 \
+             AND run_id = $4::pg_catalog.text::pg_catalog.uuid{lock}"
+        );
+        Ok(client.query_opt(&sql, &[uid, shard, epoch, run_id, layout]).await?.is_some())
+    }
+
+    /// The failure when it does not hold.
+    pub(super) fn lost(&self) -> Failure {
+        fenced(&format!("this run has epoch {}", self.epoch))
+    }
+}

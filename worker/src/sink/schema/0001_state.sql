@@ -1,0 +1,82 @@
+-- What the workers of all pipelines that write into this database keep here. One row per pipeline and shard is
+-- the fence and the position; it moves in the same transaction as the rows it speaks of.
+
+CREATE TABLE penstock.checkpoint (
+    uid              text        NOT NULL,
+    shard            integer     NOT NULL,
+    namespace        text        NOT NULL,
+    name             text        NOT NULL,
+    revision         text        NOT NULL,
+    -- A run may take the row from a revision with a lower or the same number only. NULL: a run outside a cluster.
+    revision_number  bigint,
+    -- UID that slot and publication are named after; another one than uid after an adoption.
+    names_uid        text        NOT NULL,
+    epoch            bigint      NOT NULL,
+    -- Random, new with every epoch: a sink restored to an older state gives the same epoch a second time.
+    run_id           uuid        NOT NULL DEFAULT gen_random_uuid(),
+    sequence         bigint      NOT NULL DEFAULT 0,
+    -- Position; NULL until the first load began.
+    commit_lsn       pg_lsn,
+    xid              bigint,
+    ordinal          bigint,
+    end_lsn          pg_lsn,
+    -- What the position is an address in.
+    source_system_id text        NOT NULL,
+    source_timeline  bigint      NOT NULL,
+    slot             text        NOT NULL,
+    -- The server that this row was written on.
+    sink_system_id   text        NOT NULL,
+    sink_timeline    bigint      NOT NULL,
+    -- Which physical table each role of a pipeline means; read with the fence.
+    layout           bigint      NOT NULL DEFAULT 1,
+    volume_id        uuid        NOT NULL,
+    updated_at       timestamptz NOT NULL DEFAULT now(),
+    PRIMARY KEY (uid, shard)
+) WITH (fillfactor = 20);
+
+COMMENT ON TABLE penstock.checkpoint IS
+    'Where each shard of each pipeline stands. The fence of exactly-once delivery: never edit it by hand.';
+
+CREATE TABLE penstock.table_state (
+    uid           text        NOT NULL,
+    source_schema text        NOT NULL,
+    source_table  text        NOT NULL,
+    sink_schema   text        NOT NULL,
+    sink_table    text        NOT NULL,
+    state         text        NOT NULL CHECK (state IN ('copying', 'ready')),
+    -- Changes committed at the source before it are in the copy.
+    ready_lsn     pg_lsn      CHECK ((state = 'ready') = (ready_lsn IS NOT NULL)),
+    chunks_copied bigint      NOT NULL DEFAULT 0,
+    rows_copied   bigint      NOT NULL DEFAULT 0,
+    updated_at    timestamptz NOT NULL DEFAULT now(),
+    PRIMARY KEY (uid, source_schema, source_table)
+);
+
+CREATE TABLE penstock.assignment (
+    uid           text    NOT NULL,
+    source_schema text    NOT NULL,
+    source_table  text    NOT NULL,
+    shard         integer NOT NULL,
+    PRIMARY KEY (uid, source_schema, source_table)
+);
+
+CREATE TABLE penstock.ownership (
+    sink_schema   text        NOT NULL,
+    sink_table    text        NOT NULL,
+    uid           text        NOT NULL,
+    namespace     text        NOT NULL,
+    name          text        NOT NULL,
+    source_schema text        NOT NULL,
+    source_table  text        NOT NULL,
+    -- The pipeline no longer writes the table: another one may claim it.
+    is_released   boolean     NOT NULL DEFAULT false,
+    claimed_at    timestamptz NOT NULL DEFAULT now(),
+    PRIMARY KEY (sink_schema, sink_table)
+);
+
+-- Pipelines whose state another one took over. A worker of theirs that still runs must not begin anew.
+CREATE TABLE penstock.adoption (
+    uid        text        NOT NULL PRIMARY KEY,
+    adopted_by text        NOT NULL,
+    adopted_at timestamptz NOT NULL DEFAULT now()
+);

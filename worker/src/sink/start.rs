@@ -1,0 +1,341 @@
+//! The beginning of a run: take the fence from whoever has it, and read where the sink stands.
+
+use penstock_crds::report::Reason;
+use postgres_types::PgLsn;
+use tokio_postgres::{Row, Transaction};
+
+use super::error::{failed, fenced};
+use super::owner::{Owner, TableMap};
+use super::run::Run;
+use super::session::{self, Purpose};
+use super::{Sink, schema};
+use crate::change::{Checkpoint, Lsn, Position, SourceIdentity};
+use crate::failure::Failure;
+use crate::postgres::{Endpoint, Session};
+
+/// What the fence gave.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Started {
+    /// Fencing number of this run.
+    pub epoch: i64,
+    /// Where the sink stands; `None` until the first load began.
+    pub checkpoint: Option<Checkpoint>,
+    /// The revision that had the shard before, if it was another one.
+    pub moved_from_revision: Option<String>,
+    /// UID that the slot and a managed publication are named after: the pipeline's own, or that of the pipeline
+    /// whose state it adopted.
+    pub names_uid: String,
+    /// The slot that belongs to the state.
+    pub slot: String,
+}
+
+/// The server that is written to.
+struct SinkIdentity {
+    system_id: String,
+    timeline: i64,
+}
+
+/// Makes the schema if needed, takes the fence, and ends what is left of earlier runs. Called at every start and
+/// every reconnect. `source` is what positions will be relative to; its slot is only used if the shard has no state.
+///
+/// # Errors
+/// `Superseded` (a newer revision, or an adopter, has the shard), `SourceChanged`, `SinkPrivilegeMissing`,
+/// `SinkUnreachable` (also a standby), `ManifestInvalid` (nothing to adopt; this worker is too old).
+pub async fn start(
+    endpoint: Endpoint,
+    owner: Owner,
+    tables: TableMap,
+    source: &SourceIdentity,
+) -> Result<(Sink, Started), Failure> {
+    let mut session = session::open(&endpoint, &owner.application_name_of_shard(), Purpose::Control).await?;
+    let identity = identify(&session).await?;
+    schema::install(&mut session).await?;
+    end_sessions_of_older_runs(&session, &owner).await?;
+    let (run, started) = take_fence(&mut session, &owner, &identity, source).await?;
+    let rename = "SELECT pg_catalog.set_config('application_name', $1, false)";
+    session
+        .query_one(rename, &[&owner.application_name(run.epoch)])
+        .await
+        .map_err(|error| failed(&error, "naming the session"))?;
+    Ok((Sink { endpoint, owner, tables, run, session }, started))
+}
+
+async fn identify(session: &Session) -> Result<SinkIdentity, Failure> {
+    let doing = "reading the sink's identity";
+    let sql = "SELECT pg_catalog.pg_is_in_recovery()";
+    let is_standby: bool = session
+        .query_one(sql, &[])
+        .await
+        .and_then(|row| row.try_get(0))
+        .map_err(|error| failed(&error, doing))?;
+    if is_standby {
+        let message = "The sink is a standby and cannot be written to. Point sink.postgres.connection at the primary, or wait until \
+                       this server is promoted.";
+        return Err(Failure::new(Reason::SinkUnreachable, message));
+    }
+    let sql = "SELECT system_identifier::pg_catalog.text, \
+               ('x' || pg_catalog.substr(pg_catalog.pg_walfile_name(pg_catalog.pg_current_wal_lsn()), 1, 8)) \
+                   ::pg_catalog.bit(32)::pg_catalog.int8 \
+               FROM pg_catalog.pg_control_system()";
+    let row = session.query_one(sql, &[]).await.map_err(|error| failed(&error, doing))?;
+    let read = || Ok(SinkIdentity { system_id: row.try_get(0)?, timeline: row.try_get(1)? });
+    read().map_err(|error| failed(&error, doing))
+}
+
+/// A session of an older run may hold locks although its worker is frozen or gone. It could not commit any more;
+/// ending it only saves the wait. Only sessions of runs that the fence has passed are ended, and only those of
+/// the worker's own role.
+async fn end_sessions_of_older_runs(session: &Session, owner: &Owner) -> Result<(), Failure> {
+    let sql = "SELECT pg_catalog.count(pg_catalog.pg_terminate_backend(activity.pid)) \
+               FROM pg_catalog.pg_stat_activity AS activity, penstock.checkpoint AS checkpoint \
+               WHERE checkpoint.uid = $1 AND checkpoint.shard = $2 \
+                 AND ($3::pg_catalog.int8 IS NULL OR checkpoint.revision_number IS NULL OR checkpoint.revision_number <= $3) \
+                 AND activity.datname = pg_catalog.current_database() AND activity.usename = current_user \
+                 AND activity.pid <> pg_catalog.pg_backend_pid() \
+                 AND CASE WHEN activity.application_name ~ ('^' || $4 || '/[0-9]{1,18}$') \
+                     THEN pg_catalog.split_part(activity.application_name, '/', 4)::pg_catalog.int8 <= checkpoint.epoch \
+                     ELSE false END";
+    let shard = i32::from(owner.shard);
+    session
+        .query_one(sql, &[&owner.uid, &shard, &owner.revision_number, &owner.application_name_of_shard()])
+        .await
+        .map_err(|error| failed(&error, "ending the sessions of an older run"))
+        .map(drop)
+}
+
+async fn take_fence(
+    session: &mut Session,
+    owner: &Owner,
+    sink: &SinkIdentity,
+    source: &SourceIdentity,
+) -> Result<(Run, Started), Failure> {
+    let doing = "taking the fence";
+    let transaction = session.transaction().await.map_err(|error| failed(&error, doing))?;
+    refuse_if_adopted(&transaction, owner).await?;
+    let mut found = lock_row(&transaction, owner).await?;
+    if found.is_none() {
+        make_row(&transaction, owner, sink, source).await?;
+        found = lock_row(&transaction, owner).await?;
+    }
+    let row = found.ok_or_else(|| fenced("the state of the pipeline was removed while this run began"))?;
+    row.check(owner, sink, source)?;
+    let started = bump(&transaction, owner, sink, &row).await.map_err(|error| failed(&error, doing))?;
+    transaction.commit().await.map_err(|error| failed(&error, doing))?;
+    Ok(started)
+}
+
+/// The checkpoint row before this run took it.
+struct Before {
+    revision: String,
+    revision_number: Option<i64>,
+    source_system_id: String,
+    source_timeline: i64,
+    sink_system_id: String,
+    sink_timeline: i64,
+}
+
+impl Before {
+    fn read(row: &Row) -> Result<Self, tokio_postgres::Error> {
+        Ok(Self {
+            revision: row.try_get(0)?,
+            revision_number: row.try_get(1)?,
+            source_system_id: row.try_get(2)?,
+            source_timeline: row.try_get(3)?,
+            sink_system_id: row.try_get(4)?,
+            sink_timeline: row.try_get(5)?,
+        })
+    }
+
+    fn check(&self, owner: &Owner, sink: &SinkIdentity, source: &SourceIdentity) -> Result<(), Failure> {
+        if let (Some(theirs), Some(ours)) = (self.revision_number, owner.revision_number)
+            && theirs > ours
+        {
+            let message = format!(
+                "Revision {} (number {theirs}) of the pipeline has shard {}; revision {} (number {ours}) is older and stops.",
+                self.revision, owner.shard, owner.revision
+            );
+            return Err(Failure::new(Reason::Superseded, message));
+        }
+        if self.source_system_id != source.system_id || self.source_timeline != i64::from(source.timeline) {
+            let message = format!(
+                "The source is system {} on timeline {}; the checkpoint in the sink was made with system {} on timeline {}. \
+                 Positions of one mean nothing in the other. Point source.postgres.connection at the server it was made with, \
+                 or create a new CdcPipeline that copies the tables again.",
+                source.system_id, source.timeline, self.source_system_id, self.source_timeline
+            );
+            return Err(Failure::new(Reason::SourceChanged, message));
+        }
+        // Rows and checkpoint move together, so another server that holds both is as good as the first one, as far
+        // as it goes. Commits that it lost show when the slot is compared.
+        if self.sink_system_id != sink.system_id || self.sink_timeline != sink.timeline {
+            tracing::warn!(
+                system_id = sink.system_id,
+                timeline = sink.timeline,
+                "the sink is another server or on another timeline than before (was {}, {}); going on if it lost no commit",
+                self.sink_system_id,
+                self.sink_timeline
+            );
+        }
+        Ok(())
+    }
+}
+
+async fn refuse_if_adopted(transaction: &Transaction<'_>, owner: &Owner) -> Result<(), Failure> {
+    let sql = "SELECT adopted_by FROM penstock.adoption WHERE uid = $1";
+    let adopter: Option<String> = transaction
+        .query_opt(sql, &[&owner.uid])
+        .await
+        .and_then(|row| row.map(|row| row.try_get(0)).transpose())
+        .map_err(|error| failed(&error, "looking whether the state was adopted"))?;
+    match adopter {
+        None => Ok(()),
+        Some(adopter) => Err(Failure::new(
+            Reason::Superseded,
+            format!(
+                "The pipeline with UID {adopter} adopted the state of this one ({}); this one stops.",
+                owner.uid
+            ),
+        )),
+    }
+}
+
+/// Waits for transactions that hold the fence, then holds it: what is read next cannot change before the bump.
+async fn lock_row(transaction: &Transaction<'_>, owner: &Owner) -> Result<Option<Before>, Failure> {
+    let sql = "SELECT revision, revision_number, source_system_id, source_timeline, sink_system_id, sink_timeline \
+               FROM penstock.checkpoint WHERE uid = $1 AND shard = $2 FOR NO KEY UPDATE";
+    transaction
+        .query_opt(sql, &[&owner.uid, &i32::from(owner.shard)])
+        .await
+        .and_then(|row| row.as_ref().map(Before::read).transpose())
+        .map_err(|error| failed(&error, "waiting for the fence"))
+}
+
+/// The first run of the shard: its row is made, or taken over from the pipeline to adopt.
+async fn make_row(
+    transaction: &Transaction<'_>,
+    owner: &Owner,
+    sink: &SinkIdentity,
+    source: &SourceIdentity,
+) -> Result<(), Failure> {
+    let doing = "making the checkpoint";
+    if let Some(old) = &owner.adopt
+        && adopt(transaction, owner, old).await?
+    {
+        return Ok(());
+    }
+    let sql = "INSERT INTO penstock.checkpoint (uid, shard, namespace, name, revision, revision_number, names_uid, epoch, \
+                   source_system_id, source_timeline, slot, sink_system_id, sink_timeline, volume_id) \
+               VALUES ($1, $2, $3, $4, $5, $6, \
+                   COALESCE((SELECT names_uid FROM penstock.checkpoint WHERE uid = $1 LIMIT 1), $1), 0, $7, $8, $9, $10, $11, $12::pg_catalog.text::pg_catalog.uuid) \
+               ON CONFLICT (uid, shard) DO NOTHING";
+    transaction
+        .execute(
+            sql,
+            &[
+                &owner.uid,
+                &i32::from(owner.shard),
+                &owner.namespace,
+                &owner.name,
+                &owner.revision,
+                &owner.revision_number,
+                &source.system_id,
+                &i64::from(source.timeline),
+                &source.slot,
+                &sink.system_id,
+                &sink.timeline,
+                &owner.volume_id.to_string(),
+            ],
+        )
+        .await
+        .map_err(|error| failed(&error, doing))
+        .map(drop)
+}
+
+/// Moves the state of a deleted pipeline to this one; the first shard moves what is not of one shard. `false`:
+/// other shards were adopted before, and this one had none.
+async fn adopt(transaction: &Transaction<'_>, owner: &Owner, old: &str) -> Result<bool, Failure> {
+    let doing = "adopting the state of a deleted pipeline";
+    let error = |error: tokio_postgres::Error| failed(&error, doing);
+    // Its numbers of revisions mean nothing here.
+    let take =
+        "UPDATE penstock.checkpoint SET uid = $1, revision_number = NULL WHERE uid = $2 AND shard = $3";
+    let taken =
+        transaction.execute(take, &[&owner.uid, &old, &i32::from(owner.shard)]).await.map_err(error)?;
+    let note = "INSERT INTO penstock.adoption (uid, adopted_by) SELECT $2, $1 \
+                WHERE $3 OR EXISTS (SELECT FROM penstock.checkpoint WHERE uid = $2) ON CONFLICT (uid) DO NOTHING";
+    transaction.execute(note, &[&owner.uid, &old, &(taken > 0)]).await.map_err(error)?;
+    let noted = "SELECT FROM penstock.adoption WHERE uid = $2 AND adopted_by = $1";
+    if transaction.query_opt(noted, &[&owner.uid, &old]).await.map_err(error)?.is_none() {
+        let message = format!(
+            "The annotation penstock.dev/adopt names the UID {old}, but the sink holds no state of that pipeline, or another \
+             pipeline adopted it. Correct the UID (SELECT uid, namespace, name FROM penstock.checkpoint shows what there is) or remove the annotation."
+        );
+        return Err(Failure::new(Reason::ManifestInvalid, message));
+    }
+    for table in ["table_state", "assignment", "ownership"] {
+        let sql = format!("UPDATE penstock.{table} SET uid = $1 WHERE uid = $2");
+        transaction.execute(&sql, &[&owner.uid, &old]).await.map_err(error)?;
+    }
+    let rename = "UPDATE penstock.ownership SET namespace = $2, name = $3 WHERE uid = $1";
+    transaction.execute(rename, &[&owner.uid, &owner.namespace, &owner.name]).await.map_err(error)?;
+    Ok(taken > 0)
+}
+
+async fn bump(
+    transaction: &Transaction<'_>,
+    owner: &Owner,
+    sink: &SinkIdentity,
+    before: &Before,
+) -> Result<(Run, Started), tokio_postgres::Error> {
+    let shard = i32::from(owner.shard);
+    let sql = "UPDATE penstock.checkpoint SET epoch = epoch + 1, run_id = pg_catalog.gen_random_uuid(), namespace = $3, name = $4, revision = $5, \
+                   revision_number = COALESCE($6, revision_number), sink_system_id = $7, sink_timeline = $8, \
+                   volume_id = $9::pg_catalog.text::pg_catalog.uuid, updated_at = pg_catalog.now() \
+               WHERE uid = $1 AND shard = $2 \
+               RETURNING epoch, layout, names_uid, slot, sequence, commit_lsn, xid, ordinal, end_lsn, \
+                   run_id::pg_catalog.text";
+    let row = transaction
+        .query_one(
+            sql,
+            &[
+                &owner.uid,
+                &shard,
+                &owner.namespace,
+                &owner.name,
+                &owner.revision,
+                &owner.revision_number,
+                &sink.system_id,
+                &sink.timeline,
+                &owner.volume_id.to_string(),
+            ],
+        )
+        .await?;
+    let run = Run {
+        uid: owner.uid.clone(),
+        shard,
+        epoch: row.try_get(0)?,
+        run_id: row.try_get(9)?,
+        layout: row.try_get(1)?,
+    };
+    let started = Started {
+        epoch: run.epoch,
+        checkpoint: read_checkpoint(&row)?,
+        moved_from_revision: Some(before.revision.clone()).filter(|revision| *revision != owner.revision),
+        names_uid: row.try_get(2)?,
+        slot: row.try_get(3)?,
+    };
+    Ok((run, started))
+}
+
+fn read_checkpoint(row: &Row) -> Result<Option<Checkpoint>, tokio_postgres::Error> {
+    let lsn = |lsn: PgLsn| Lsn(lsn.into());
+    let parts: (Option<PgLsn>, Option<i64>, Option<i64>, Option<PgLsn>) =
+        (row.try_get(5)?, row.try_get(6)?, row.try_get(7)?, row.try_get(8)?);
+    let (Some(commit_lsn), Some(xid), Some(ordinal), Some(end_lsn)) = parts else { return Ok(None) };
+    let position = Position {
+        commit_lsn: lsn(commit_lsn),
+        xid: u32::try_from(xid).unwrap_or_default(),
+        ordinal: ordinal.cast_unsigned(),
+    };
+    Ok(Some(Checkpoint { position, end_lsn: lsn(end_lsn), sequence: row.try_get(4)? }))
+}

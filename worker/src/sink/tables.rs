@@ -1,0 +1,206 @@
+//! The sink's tables: made where they are missing, compared where they are there, claimed for the pipeline.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+
+use penstock_crds::report::Reason;
+use tokio_postgres::{Error, Transaction};
+
+use super::catalogue::{read_enum_labels, read_table};
+use super::compare::{Difference, differences, missing_label};
+use super::error::failed;
+use super::ownership::{self, Claim};
+use super::state::{TableState, fenced_ddl_transaction, read_state, write_copying};
+use super::{Sink, ddl};
+use crate::change::table::{EnumType, SourceTable, TableName, quote_identifier};
+use crate::failure::Failure;
+
+/// Tables whose differences are told in one message; a person fixes the first ones first.
+const TABLES_TOLD_MAX: usize = 10;
+
+/// Whether a table that is not known yet will be filled by this pipeline.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FirstCopy {
+    /// It will be copied, so it must be empty.
+    Copied,
+    /// It holds the source's rows already.
+    AlreadyThere,
+}
+
+impl Sink {
+    /// Makes sure that every table of this shard is there, takes the source's rows, and belongs to this pipeline;
+    /// says how far each is. A new one is `Copying`. Safe to repeat, and for shards to do at once.
+    ///
+    /// # Errors
+    /// `SinkTableMismatch` (every difference of every table, with the statements to run), `SinkTableOwned`,
+    /// `SinkTableNotEmpty`, `SinkPrivilegeMissing`, `Fenced`.
+    pub async fn ensure_tables(
+        &mut self,
+        tables: &[SourceTable],
+        first_copy: FirstCopy,
+    ) -> Result<BTreeMap<TableName, TableState>, Failure> {
+        self.refuse_mismatches(tables).await?;
+        self.release_moved(tables).await?;
+        let mut states = BTreeMap::new();
+        for table in tables {
+            states.insert(table.name.clone(), self.ensure_table(table, first_copy).await?);
+        }
+        Ok(states)
+    }
+
+    async fn refuse_mismatches(&self, tables: &[SourceTable]) -> Result<(), Failure> {
+        let mut mismatches = Vec::new();
+        for source in tables {
+            let name = self.tables.sink_name(&source.name);
+            let doing = format!("reading the sink table {name}");
+            let sink =
+                read_table(&self.session.client, &name).await.map_err(|error| failed(&error, &doing))?;
+            let mut found = sink.map_or_else(Vec::new, |sink| differences(source, &sink, &self.tables));
+            if found.is_empty() {
+                found = self.enum_differences(source).await.map_err(|error| failed(&error, &doing))?;
+            }
+            if !found.is_empty() {
+                mismatches.push((name, found));
+            }
+        }
+        if mismatches.is_empty() { Ok(()) } else { Err(mismatch(&mismatches)) }
+    }
+
+    /// Enum types that are there, but lack labels.
+    async fn enum_differences(&self, source: &SourceTable) -> Result<Vec<Difference>, Error> {
+        let mut found = Vec::new();
+        for enum_type in enum_types(source) {
+            let name = self.tables.sink_name(&enum_type.name);
+            if let Some(labels) = read_enum_labels(&self.session.client, &name).await? {
+                let missing = enum_type.labels.iter().filter(|label| !labels.contains(label));
+                found.extend(missing.map(|label| missing_label(&name.quoted(), label)));
+            }
+        }
+        Ok(found)
+    }
+
+    /// Tables whose sink name changed let go of the old one first, so that another may take it.
+    async fn release_moved(&mut self, tables: &[SourceTable]) -> Result<(), Failure> {
+        let doing = "releasing sink tables that are not written any more";
+        let transaction = fenced_ddl_transaction(&mut self.session, &self.run, doing).await?;
+        for table in tables {
+            let sink = self.tables.sink_name(&table.name);
+            ownership::release(&transaction, &self.owner, &table.name, Some(&sink))
+                .await
+                .map_err(|error| failed(&error, doing))?;
+        }
+        transaction.commit().await.map_err(|error| failed(&error, doing))
+    }
+
+    /// One table in one transaction: claimed, made and noted together, or not at all.
+    async fn ensure_table(
+        &mut self,
+        source: &SourceTable,
+        first_copy: FirstCopy,
+    ) -> Result<TableState, Failure> {
+        let name = self.tables.sink_name(&source.name);
+        let doing = format!("preparing the sink table {name}");
+        let Self { session, run, owner, tables, .. } = self;
+        let transaction = fenced_ddl_transaction(session, run, &doing).await?;
+        let error = |error: Error| preparation_failed(&error, &name, &doing);
+        let known = read_state(&transaction, &owner.uid, &source.name).await.map_err(error)?;
+        let claim = ownership::read(&transaction, owner, &source.name, &name).await.map_err(error)?;
+        claim.refuse(&source.name, &name)?;
+        let exists = read_table(&transaction, &name).await.map_err(error)?.is_some();
+        match known {
+            Some((sink, state)) if sink == name && exists && claim == Claim::Ours => return Ok(state),
+            // New, or it goes somewhere else now, or its sink table was dropped by hand: it is copied from its beginning.
+            Some(_) | None => {}
+        }
+        if !exists {
+            create(&transaction, source, &name, tables).await.map_err(error)?;
+        } else if claim == Claim::Free && first_copy == FirstCopy::Copied {
+            refuse_rows(&transaction, &name).await.map_err(error)??;
+        }
+        ownership::claim(&transaction, owner, &source.name, &name).await.map_err(error)?;
+        write_copying(&transaction, &owner.uid, &source.name, &name).await.map_err(error)?;
+        transaction.commit().await.map_err(error)?;
+        Ok(TableState::Copying)
+    }
+}
+
+fn enum_types(source: &SourceTable) -> impl Iterator<Item = &EnumType> {
+    source.columns.iter().filter_map(|column| column.enum_type.as_ref())
+}
+
+async fn create(
+    transaction: &Transaction<'_>,
+    source: &SourceTable,
+    name: &TableName,
+    tables: &super::owner::TableMap,
+) -> Result<(), Error> {
+    ensure_schema(transaction, &name.schema).await?;
+    for enum_type in enum_types(source) {
+        let type_name = tables.sink_name(&enum_type.name);
+        if read_enum_labels(transaction, &type_name).await?.is_none() {
+            ensure_schema(transaction, &type_name.schema).await?;
+            transaction.batch_execute(&ddl::create_enum(enum_type, tables)).await?;
+        }
+    }
+    for statement in ddl::create_table(source, tables) {
+        transaction.batch_execute(&statement).await?;
+    }
+    Ok(())
+}
+
+/// `CREATE SCHEMA IF NOT EXISTS` asks for a privilege even if it has nothing to do.
+async fn ensure_schema(transaction: &Transaction<'_>, schema: &str) -> Result<(), Error> {
+    let sql = "SELECT FROM pg_catalog.pg_namespace WHERE nspname = $1";
+    if transaction.query_opt(sql, &[&schema]).await?.is_none() {
+        transaction.batch_execute(&format!("CREATE SCHEMA {}", quote_identifier(schema))).await?;
+    }
+    Ok(())
+}
+
+async fn refuse_rows(transaction: &Transaction<'_>, name: &TableName) -> Result<Result<(), Failure>, Error> {
+    let sql = format!("SELECT EXISTS (SELECT FROM {})", name.quoted());
+    let has_rows: bool = transaction.query_one(&sql, &[]).await?.try_get(0)?;
+    if !has_rows {
+        return Ok(Ok(()));
+    }
+    let message = format!(
+        "The sink table {name} holds rows that this pipeline did not write; copying the source's rows into it would mix them. \
+         Empty it (TRUNCATE {}), write into another schema with sink.postgres.schemaMap, or set \
+         source.postgres.snapshot.mode to Never if the rows are the source's already.",
+        name.quoted()
+    );
+    Ok(Err(Failure::new(Reason::SinkTableNotEmpty, message)))
+}
+
+/// Classes 42 and 3F here: a type, function or schema that the table needs is not there.
+fn preparation_failed(error: &Error, name: &TableName, doing: &str) -> Failure {
+    let Some(server) = error.as_db_error() else { return failed(error, doing) };
+    let code = server.code().code();
+    let is_about_names = code.starts_with("42") || code.starts_with("3F");
+    if !is_about_names || code == "42501" {
+        return failed(error, doing);
+    }
+    let message = format!(
+        "The sink table {name} cannot be made: {} (SQLSTATE {code}). Create what is missing in the sink (a type, an extension, a function), \
+         or create the table itself.",
+        server.message()
+    );
+    Failure::new(Reason::SinkTableMismatch, message)
+}
+
+/// Everything that is different, and what to run.
+pub(super) fn mismatch(mismatches: &[(TableName, Vec<Difference>)]) -> Failure {
+    let mut message = String::new();
+    for (name, found) in mismatches.iter().take(TABLES_TOLD_MAX) {
+        let what = found.iter().map(|difference| difference.what.as_str()).collect::<Vec<_>>().join("; ");
+        let _infallible = write!(message, "The sink table {name} does not fit: {what}. ");
+    }
+    if let Some(more) = mismatches.len().checked_sub(TABLES_TOLD_MAX).filter(|more| *more > 0) {
+        let _infallible = write!(message, "{more} more tables do not fit. ");
+    }
+    message.push_str("Run on the sink:");
+    for difference in mismatches.iter().take(TABLES_TOLD_MAX).flat_map(|(_, found)| found) {
+        let _infallible = write!(message, " {};", difference.statement);
+    }
+    Failure::new(Reason::SinkTableMismatch, message)
+}

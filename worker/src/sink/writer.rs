@@ -1,0 +1,344 @@
+//! Applies batches of changes, each in one transaction that moves the checkpoint with them.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::sync::Arc;
+
+use penstock_crds::report::Reason;
+use postgres_types::PgLsn;
+use tokio_postgres::error::SqlState;
+use tokio_postgres::{Error, Statement};
+
+use super::apply::TableWriter;
+use super::catalogue::read_table;
+use super::compare::{Difference, STABLE_OIDS_END};
+use super::error::{failed, fenced, rows_refused};
+use super::owner::TableMap;
+use super::plan::{Misfit, Plan};
+use super::prepared::Prepared;
+use super::run::Run;
+use super::statements;
+use super::tables::mismatch;
+use crate::batch::{Operation, TableTraits};
+use crate::change::table::{TableName, quote_identifier};
+use crate::change::{Checkpoint, Relation, RelationColumn, RelationId};
+use crate::failure::Failure;
+use crate::postgres::Session;
+
+/// Applies batches of changes. One transaction is open at a time; dropping the writer rolls it back.
+pub struct Writer {
+    session: Session,
+    run: Run,
+    tables: TableMap,
+    plans: HashMap<RelationId, Arc<Plan>>,
+    prepared: Prepared,
+    fence: Statement,
+    advance: Statement,
+    /// Of the checkpoint in the sink: what the fence must find.
+    sequence: i64,
+    transaction: State,
+}
+
+/// The writer's transaction.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State {
+    /// None is open. Set by `new`, `commit` and every failure. Next: `Open`.
+    None,
+    /// The fence is held. Set by `begin` and `write`. Next: `Unsettled`, or `None` by `commit`.
+    Open,
+    /// Something is under way. It stays so when the future that does it is dropped; then the transaction must not
+    /// be committed. Next: `Open` or `None`.
+    Unsettled,
+}
+
+/// The fence comes first: without it nothing else is done.
+const FENCE: &str = "SELECT layout FROM penstock.checkpoint \
+    WHERE uid = $1 AND shard = $2 AND epoch = $3 AND sequence = $4 \
+    AND run_id = $5::pg_catalog.text::pg_catalog.uuid FOR NO KEY UPDATE";
+
+/// The checkpoint moves last, and never backward.
+const ADVANCE: &str = "UPDATE penstock.checkpoint SET sequence = $5, commit_lsn = $6, xid = $7, ordinal = $8, end_lsn = $9, \
+    updated_at = pg_catalog.clock_timestamp() \
+    WHERE uid = $1 AND shard = $2 AND epoch = $3 AND sequence = $4 AND (end_lsn IS NULL OR end_lsn <= $9)";
+
+impl Writer {
+    pub(super) async fn new(
+        session: Session,
+        run: Run,
+        tables: TableMap,
+        sequence: i64,
+    ) -> Result<Self, Failure> {
+        let prepare = async { Ok((session.prepare(FENCE).await?, session.prepare(ADVANCE).await?)) };
+        let (fence, advance) = prepare.await.map_err(|error: Error| failed(&error, "preparing the fence"))?;
+        Ok(Self {
+            session,
+            run,
+            tables,
+            plans: HashMap::new(),
+            prepared: Prepared::default(),
+            fence,
+            advance,
+            sequence,
+            transaction: State::None,
+        })
+    }
+
+    /// Matches a relation with its sink table. Comes before the relation's first row, and again when it changed;
+    /// may come inside a transaction.
+    ///
+    /// # Errors
+    /// `SinkTableMismatch`, with the statements that would make the sink table fit.
+    pub async fn describe(&mut self, relation: &Relation) -> Result<TableTraits, Failure> {
+        self.prepared.forget(relation.id);
+        self.plans.remove(&relation.id);
+        match self.match_columns(relation).await {
+            Ok(plan) => {
+                let traits = plan.traits();
+                self.plans.insert(relation.id, Arc::new(plan));
+                Ok(traits)
+            }
+            Err(failure) => Err(self.give_up(failure).await),
+        }
+    }
+
+    async fn match_columns(&self, relation: &Relation) -> Result<Plan, Failure> {
+        let name = self.tables.sink_name(&TableName::new(&relation.schema, &relation.name));
+        let doing = format!("reading the sink table {name}");
+        let error = |error: Error| failed(&error, &doing);
+        let Some(table) = read_table(&self.session.client, &name).await.map_err(error)? else {
+            let message = format!("The sink table {name} is gone. It is made anew and copied again.");
+            return Err(Failure::new(Reason::SinkTableMismatch, message));
+        };
+        match Plan::new(relation, &table) {
+            Ok(plan) => Ok(plan),
+            Err(misfit) => {
+                let found = self.differences(&name, misfit).await.map_err(error)?;
+                Err(mismatch(&[(name, found)]))
+            }
+        }
+    }
+
+    /// Opens a transaction and takes the fence; does nothing if one is open.
+    ///
+    /// # Errors
+    /// `Fenced`: another run owns the shard, or a commit whose answer was lost did happen.
+    pub async fn begin(&mut self) -> Result<(), Failure> {
+        match self.transaction {
+            State::Open => Ok(()),
+            State::None => {
+                self.transaction = State::Unsettled;
+                let taken = self.take_fence().await;
+                self.settle(taken).await
+            }
+            State::Unsettled => {
+                let message = "A write to the sink was cut short; this run starts again.";
+                self.roll_back().await;
+                Err(Failure::new(Reason::SinkUnreachable, message))
+            }
+        }
+    }
+
+    /// Executes operations in order, in the open transaction; opens one if there is none.
+    ///
+    /// # Errors
+    /// `SinkDiverged`, `SinkRejectedRow`, `SinkTableMismatch`, `SinkOutOfResources`, `SinkUnreachable`, `Fenced`. The transaction is rolled back.
+    pub async fn write(&mut self, operations: Vec<Operation>) -> Result<(), Failure> {
+        self.begin().await?;
+        self.transaction = State::Unsettled;
+        let mut written = Ok(());
+        for operation in operations {
+            written = self.execute(&operation).await;
+            if written.is_err() {
+                break;
+            }
+        }
+        self.settle(written).await
+    }
+
+    /// Moves the checkpoint and commits; opens a transaction if there is none, for an advance without changes.
+    ///
+    /// # Errors
+    /// As `write`. After a lost connection nobody knows whether it happened: begin again with `start`.
+    pub async fn commit(&mut self, checkpoint: &Checkpoint) -> Result<(), Failure> {
+        self.begin().await?;
+        self.transaction = State::Unsettled;
+        let committed = self.advance_and_commit(checkpoint).await;
+        if committed.is_ok() {
+            self.sequence = checkpoint.sequence;
+            self.transaction = State::None;
+            return Ok(());
+        }
+        self.settle(committed).await
+    }
+
+    /// Both go out together; the fence is of no use if BEGIN fails, and does no harm.
+    async fn take_fence(&self) -> Result<(), Failure> {
+        let Run { uid, shard, epoch, run_id, layout } = &self.run;
+        let parameters: [&(dyn postgres_types::ToSql + Sync); 5] =
+            [uid, shard, epoch, &self.sequence, run_id];
+        let begin = self.session.batch_execute(
+            "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE; SET LOCAL synchronous_commit = on",
+        );
+        let fence = self.session.query_opt(&self.fence, &parameters);
+        let (opened, row) = futures::future::join(begin, fence).await;
+        let row = opened.and(row).map_err(|error| failed(&error, "taking the fence"))?;
+        let found: Option<i64> =
+            row.map(|row| row.try_get(0)).transpose().map_err(|error| failed(&error, "taking the fence"))?;
+        if found == Some(*layout) {
+            return Ok(());
+        }
+        Err(fenced(&format!("this run has epoch {epoch} and wrote up to sequence {}", self.sequence)))
+    }
+
+    async fn execute(&mut self, operation: &Operation) -> Result<(), Failure> {
+        match operation {
+            Operation::Insert { relation, rows } => {
+                let plan = self.plan(*relation)?;
+                self.table(*relation, &plan).insert(rows).await
+            }
+            Operation::Update { relation, rows } => {
+                let plan = self.plan(*relation)?;
+                self.table(*relation, &plan).update(rows).await
+            }
+            Operation::Delete { relation, rows } => {
+                let plan = self.plan(*relation)?;
+                self.table(*relation, &plan).delete(rows).await
+            }
+            // The source names every table that it emptied, those by CASCADE too: repeating it here would only
+            // empty tables that are none of the pipeline's.
+            Operation::Truncate { relations, restart_identity, cascade: _ } => {
+                self.truncate(relations, *restart_identity).await
+            }
+        }
+    }
+
+    fn table<'a>(&'a mut self, relation: RelationId, plan: &'a Plan) -> TableWriter<'a> {
+        TableWriter { client: &self.session.client, prepared: &mut self.prepared, relation, plan }
+    }
+
+    fn plan(&self, relation: RelationId) -> Result<Arc<Plan>, Failure> {
+        self.plans.get(&relation).map(Arc::clone).ok_or_else(|| {
+            let message =
+                format!("The source sent a change of relation {} before describing it.", relation.0);
+            Failure::new(Reason::ProtocolViolation, message)
+        })
+    }
+
+    async fn truncate(&self, relations: &[RelationId], restart_identity: bool) -> Result<(), Failure> {
+        let plans = relations.iter().map(|relation| self.plan(*relation)).collect::<Result<Vec<_>, _>>()?;
+        let Some(first) = plans.first() else { return Ok(()) };
+        let sql = statements::truncate(plans.iter().map(AsRef::as_ref), restart_identity);
+        self.session.batch_execute(&sql).await.map_err(|error| {
+            if error.code() != Some(&SqlState::FEATURE_NOT_SUPPORTED) {
+                return rows_refused(&error, &first.sink, "truncating");
+            }
+            let message = format!(
+                "The source truncated {}; the sink cannot, because a foreign key of another table refers to it. Drop that \
+                 foreign key in the sink, or add its table to source.postgres.tables.",
+                plans.iter().map(|plan| plan.sink.to_string()).collect::<Vec<_>>().join(", ")
+            );
+            Failure::new(Reason::SinkRejectedRow, message)
+        })
+    }
+
+    async fn advance_and_commit(&self, checkpoint: &Checkpoint) -> Result<(), Failure> {
+        let Checkpoint { position, end_lsn, sequence } = checkpoint;
+        let Run { uid, shard, epoch, .. } = &self.run;
+        let (commit_lsn, end) = (PgLsn::from(position.commit_lsn.0), PgLsn::from(end_lsn.0));
+        let (xid, ordinal) = (i64::from(position.xid), position.ordinal.cast_signed());
+        let parameters: [&(dyn postgres_types::ToSql + Sync); 9] =
+            [uid, shard, epoch, &self.sequence, sequence, &commit_lsn, &xid, &ordinal, &end];
+        let moved = self
+            .session
+            .execute(&self.advance, &parameters)
+            .await
+            .map_err(|error| failed(&error, "moving the checkpoint"))?;
+        if moved != 1 {
+            let message = format!("The source's log went backward: the sink has changes beyond {end_lsn}.");
+            return Err(Failure::new(Reason::ProtocolViolation, message));
+        }
+        self.session.batch_execute("COMMIT").await.map_err(|error| commit_failed(&error))
+    }
+
+    async fn settle(&mut self, outcome: Result<(), Failure>) -> Result<(), Failure> {
+        match outcome {
+            Ok(()) => {
+                self.transaction = State::Open;
+                Ok(())
+            }
+            Err(failure) => Err(self.give_up(failure).await),
+        }
+    }
+
+    /// Rolls back. The fence is read again before anything is made of the failure: a run that was replaced says
+    /// so, and not that the sink is wrong.
+    async fn give_up(&mut self, failure: Failure) -> Failure {
+        self.roll_back().await;
+        match self.run.is_current(&self.session.client).await {
+            Ok(false) => self.run.lost(),
+            Ok(true) | Err(_) => failure,
+        }
+    }
+
+    /// An error here means that the connection is gone, and the transaction with it.
+    async fn roll_back(&mut self) {
+        let _gone_either_way = self.session.batch_execute("ROLLBACK").await;
+        self.transaction = State::None;
+    }
+
+    /// What does not fit, with the names of types as the sink knows them.
+    async fn differences(&self, table: &TableName, misfit: Misfit<'_>) -> Result<Vec<Difference>, Error> {
+        let table = table.quoted();
+        let mut found = misfit.others;
+        for column in misfit.missing {
+            let wanted = self.type_name(column).await?;
+            found.push(Difference {
+                what: format!("column {} is missing", column.name),
+                statement: format!(
+                    "ALTER TABLE {table} ADD COLUMN {} {wanted}",
+                    quote_identifier(&column.name)
+                ),
+            });
+        }
+        for mismatch in misfit.types {
+            let (name, wanted) = (&mismatch.column.name, self.type_name(mismatch.column).await?);
+            let column = quote_identifier(name);
+            found.push(Difference {
+                what: format!("column {name} is {}, the source's is {wanted}", mismatch.sink_type),
+                statement: format!(
+                    "ALTER TABLE {table} ALTER COLUMN {column} TYPE {wanted} USING {column}::{wanted}"
+                ),
+            });
+        }
+        Ok(found)
+    }
+
+    /// The stream names types by OID; only built-in ones mean the same here.
+    async fn type_name(&self, column: &RelationColumn) -> Result<String, Error> {
+        if column.type_oid >= STABLE_OIDS_END {
+            return Ok("<the type it has in the source>".to_owned());
+        }
+        let sql = "SELECT pg_catalog.format_type($1, $2)";
+        self.session.query_one(sql, &[&column.type_oid, &column.type_modifier]).await?.try_get(0)
+    }
+}
+
+/// Deferred constraints speak at COMMIT, and name their table.
+fn commit_failed(error: &Error) -> Failure {
+    let table =
+        error.as_db_error().and_then(|server| Some(TableName::new(server.schema()?, server.table()?)));
+    match table {
+        Some(table) => rows_refused(error, &table, "committing rows of"),
+        None => failed(error, "committing"),
+    }
+}
+
+impl fmt::Debug for Writer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Writer")
+            .field("run", &self.run)
+            .field("sequence", &self.sequence)
+            .field("transaction", &self.transaction)
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,215 @@
+//! Runs the real `penstock-worker` between two real servers, as a user on a laptop would.
+#![allow(dead_code, reason = "each test binary uses a part")]
+
+use std::fs::File;
+use std::io::Read as _;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use penstock_e2e::postgres::{Server, Version};
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+/// The password of both ends; looked for in all output.
+pub const PASSWORD: &str = "hunter2-never-log-me";
+/// Database at both ends.
+pub const DATABASE: &str = "shop";
+
+/// A source, a sink, a manifest, and folders.
+pub struct Rig {
+    pub source: Server,
+    pub sink: Server,
+    pub manifest: Value,
+    folder: TempDir,
+}
+
+impl Rig {
+    pub async fn new(source: Version, tables: &[&str]) -> Result<Self> {
+        let source = Server::builder(source).setting("wal_sender_timeout", "10s").start().await?;
+        let sink = Server::start(Version::V15).await?;
+        for server in [&source, &sink] {
+            server.create_database(DATABASE).await?;
+        }
+        let connection = |server: &Server| {
+            json!({
+                "host": "127.0.0.1", "port": server.port, "database": DATABASE,
+                "credentialsSecret": "environment", "tls": {"mode": "disable"},
+            })
+        };
+        let manifest = json!({
+            "apiVersion": "penstock.dev/v1alpha1", "kind": "CdcPipeline",
+            "metadata": {"name": "shop"},
+            "spec": {
+                "source": {"postgres": {"connection": connection(&source), "tables": tables}},
+                "sink": {"postgres": {"connection": connection(&sink)}},
+            },
+        });
+        Ok(Self { source, sink, manifest, folder: TempDir::new()? })
+    }
+
+    pub async fn on_source(&self, sql: &str) -> Result<()> {
+        self.source.run(DATABASE, sql).await
+    }
+
+    pub async fn on_sink(&self, sql: &str) -> Result<()> {
+        self.sink.run(DATABASE, sql).await
+    }
+
+    pub async fn source_value(&self, sql: &str) -> Result<String> {
+        self.source.value(DATABASE, sql).await
+    }
+
+    pub async fn sink_value(&self, sql: &str) -> Result<String> {
+        self.sink.value(DATABASE, sql).await
+    }
+
+    /// Starts a worker for a shard, with the manifest as it is now.
+    pub fn start(&self, shard: u16) -> Result<Worker> {
+        Worker::start(&self.manifest_file()?, &self.state_dir(shard), shard)
+    }
+
+    /// Writes the manifest as it is now.
+    pub fn manifest_file(&self) -> Result<PathBuf> {
+        let file = self.folder.path().join("pipeline.yaml");
+        std::fs::write(&file, serde_yaml::to_string(&self.manifest)?)?;
+        Ok(file)
+    }
+
+    pub fn state_dir(&self, shard: u16) -> PathBuf {
+        self.folder.path().join(format!("state-{shard}"))
+    }
+
+    /// Waits until a query on the sink gives a value.
+    pub async fn wait_for(&self, query: &str, expected: &str) -> Result<()> {
+        let began = Instant::now();
+        let mut seen = String::new();
+        while began.elapsed() < Duration::from_secs(60) {
+            seen = self.sink_value(query).await.unwrap_or_else(|error| format!("{error:#}"));
+            if seen == expected {
+                return Ok(());
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        let output = std::fs::read_to_string(self.state_dir(0).with_extension("log")).unwrap_or_default();
+        let tail = output.len().saturating_sub(4000);
+        bail!("{query}: expected {expected}, last seen {seen}\n--- the worker's last output\n{}", &output[tail..])
+    }
+
+    /// Waits until the sink's checkpoint is at or past the source's present end of log.
+    pub async fn wait_until_caught_up(&self) -> Result<()> {
+        self.on_source("SELECT pg_logical_emit_message(true, 'test', 'a transaction to end with')").await?;
+        let end = self.source_value("SELECT pg_current_wal_flush_lsn()").await?;
+        let query = format!("SELECT min(end_lsn) >= '{end}'::pg_lsn FROM penstock.checkpoint");
+        self.wait_for(&query, "t").await
+    }
+
+    /// Row count and content hash of tables, in plain SQL, equal on both sides.
+    pub async fn assert_equal(&self, tables: &[&str]) -> Result<()> {
+        for table in tables {
+            let query = format!(
+                "SELECT count(*) || ' rows, hash ' || coalesce(sum(hashtextextended(t::text, 7)), 0) FROM {table} t"
+            );
+            let (source, sink) = (self.source_value(&query).await?, self.sink_value(&query).await?);
+            ensure!(source == sink, "{table}: source {source}, sink {sink}");
+        }
+        Ok(())
+    }
+}
+
+/// A worker process; killed when dropped.
+pub struct Worker {
+    child: Child,
+    output: PathBuf,
+}
+
+impl Worker {
+    pub fn start(file: &Path, state_dir: &Path, shard: u16) -> Result<Self> {
+        Self::start_with(file, state_dir, shard, &[])
+    }
+
+    pub fn start_with(file: &Path, state_dir: &Path, shard: u16, arguments: &[String]) -> Result<Self> {
+        let output = state_dir.with_extension("log");
+        let log = File::options().create(true).append(true).open(&output)?;
+        let child = Command::new(env!("CARGO_BIN_EXE_penstock-worker"))
+            .arg("run")
+            .args(["--recheck-seconds", "1", "--shard", &shard.to_string(), "--log", "info,penstock_worker=debug"])
+            .arg("--file")
+            .arg(file)
+            .arg("--state-dir")
+            .arg(state_dir)
+            .args(arguments)
+            .envs(["SOURCE", "SINK"].map(|end| (format!("PENSTOCK_{end}_USERNAME"), "postgres")))
+            .envs(["SOURCE", "SINK"].map(|end| (format!("PENSTOCK_{end}_PASSWORD"), PASSWORD)))
+            .stdin(Stdio::null())
+            .stdout(log.try_clone()?)
+            .stderr(log)
+            .spawn()
+            .context("starting penstock-worker")?;
+        Ok(Self { child, output })
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// SIGKILL, and wait until it is gone.
+    pub fn kill(&mut self) -> Result<()> {
+        self.child.kill()?;
+        self.child.wait()?;
+        Ok(())
+    }
+
+    /// SIGTERM; how long it took to end, and whether it ended well.
+    pub fn terminate(&mut self) -> Result<(Duration, bool)> {
+        let began = Instant::now();
+        Command::new("kill").args(["-TERM", &self.pid().to_string()]).status()?;
+        while began.elapsed() < Duration::from_secs(40) {
+            if let Some(status) = self.child.try_wait()? {
+                return Ok((began.elapsed(), status.success()));
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        bail!("the worker did not end within 40 s of SIGTERM")
+    }
+
+    /// Everything this and earlier workers of the state folder printed.
+    pub fn output(&self) -> Result<String> {
+        let mut text = String::new();
+        File::open(&self.output)?.read_to_string(&mut text)?;
+        Ok(text)
+    }
+
+    /// Waits until the output contains a text.
+    pub async fn wait_for_output(&self, text: &str) -> Result<()> {
+        let began = Instant::now();
+        while began.elapsed() < Duration::from_secs(60) {
+            if self.output()?.contains(text) {
+                return Ok(());
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        let output = self.output()?;
+        bail!("`{text}` was not printed; the last of it: {}", &output[output.len().saturating_sub(4000)..])
+    }
+
+    /// The most memory it ever held, in MiB.
+    pub fn peak_rss_mib(&self) -> Result<u64> {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid()))?;
+        let line = status.lines().find(|line| line.starts_with("VmHWM")).context("VmHWM")?;
+        let kib: u64 = line.split_whitespace().nth(1).context("VmHWM")?.parse()?;
+        Ok(kib / 1024)
+    }
+}
+
+impl Drop for Worker {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        if std::thread::panicking() {
+            let output = self.output().unwrap_or_default();
+            eprintln!("--- the worker's last output\n{}", &output[output.len().saturating_sub(6000)..]);
+        }
+    }
+}

@@ -1,0 +1,121 @@
+//! What the worker serves: health and metrics to the cluster, its report to whoever has the pipeline's token.
+
+mod common;
+
+use std::net::TcpListener;
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, bail};
+use common::{Rig, Worker};
+use penstock_crds::report::{Reachability, Report, WorkerPhase};
+use penstock_e2e::postgres::Version;
+use reqwest::{Certificate, Client, StatusCode};
+
+const TOKEN: &str = "token-of-the-test";
+
+struct Served {
+    rig: Rig,
+    _worker: Worker,
+    client: Client,
+    health: String,
+    report: String,
+}
+
+fn free_port() -> Result<u16> {
+    Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?.port())
+}
+
+async fn served() -> Result<Served> {
+    let rig = Rig::new(Version::V15, &["public.things"]).await?;
+    rig.on_source("CREATE TABLE things (id int PRIMARY KEY); INSERT INTO things SELECT generate_series(1, 100)").await?;
+    let folder = rig.state_dir(0).with_extension("control");
+    std::fs::create_dir_all(&folder)?;
+    let made = rcgen::generate_simple_self_signed(vec!["localhost".into()])?;
+    std::fs::write(folder.join("tls.crt"), made.cert.pem())?;
+    std::fs::write(folder.join("tls.key"), made.signing_key.serialize_pem())?;
+    std::fs::write(folder.join("token"), TOKEN)?;
+    let (health, control) = (free_port()?, free_port()?);
+    let arguments = [
+        format!("--health-address=127.0.0.1:{health}"),
+        format!("--control-address=127.0.0.1:{control}"),
+        format!("--control-dir={}", folder.display()),
+    ];
+    let worker = Worker::start_with(&rig.manifest_file()?, &rig.state_dir(0), 0, &arguments)?;
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let client = Client::builder()
+        .tls_certs_only([Certificate::from_pem(made.cert.pem().as_bytes())?])
+        .timeout(Duration::from_secs(5))
+        .build()?;
+    let served = Served {
+        rig,
+        _worker: worker,
+        client,
+        health: format!("http://127.0.0.1:{health}"),
+        report: format!("https://localhost:{control}/v1/report"),
+    };
+    served.rig.wait_for("SELECT count(*) FROM things", "100").await?;
+    Ok(served)
+}
+
+impl Served {
+    async fn report(&self) -> Result<Report> {
+        let answer = self.client.get(&self.report).bearer_auth(TOKEN).send().await?.error_for_status()?;
+        Ok(answer.json().await?)
+    }
+
+    async fn wait_for(&self, what: &str, is_seen: impl Fn(&Report) -> bool) -> Result<Report> {
+        let began = Instant::now();
+        let mut last = None;
+        while began.elapsed() < Duration::from_secs(60) {
+            if let Ok(report) = self.report().await {
+                if is_seen(&report) {
+                    return Ok(report);
+                }
+                last = Some(report);
+            }
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+        bail!("{what} was not reported; last: {last:?}")
+    }
+
+    async fn get(&self, path: &str) -> Result<(StatusCode, String)> {
+        let answer = self.client.get(format!("{}{path}", self.health)).send().await?;
+        Ok((answer.status(), answer.text().await?))
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_report_says_where_the_worker_stands() -> Result<()> {
+    let served = served().await?;
+    let report = served.wait_for("streaming", |report| report.phase == WorkerPhase::Streaming).await?;
+    assert_eq!(report.epoch, Some(1));
+    assert_eq!((report.source, report.sink), (Reachability::Reachable, Reachability::Reachable));
+    let snapshot = report.snapshot.expect("a first load was made");
+    assert_eq!((snapshot.tables, snapshot.tables_copied, snapshot.rows_copied), (1, 1, 100));
+    served.rig.on_source("INSERT INTO things VALUES (101)").await?;
+    served.wait_for("the change", |report| report.sequence == 1).await?;
+    served.wait_for("no lag", |report| report.lag.is_some_and(|lag| lag.seconds < 1.0)).await?;
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_report_needs_the_token_and_a_database_that_is_away_is_unready_but_healthy() -> Result<()> {
+    let served = served().await?;
+    for request in [served.client.get(&served.report), served.client.get(&served.report).bearer_auth("another")] {
+        assert_eq!(request.send().await?.status(), StatusCode::UNAUTHORIZED);
+    }
+    served.wait_for("streaming", |report| report.phase == WorkerPhase::Streaming).await?;
+    assert_eq!(served.get("/readyz").await?.0, StatusCode::OK);
+    let (status, metrics) = served.get("/metrics").await?;
+    assert_eq!(status, StatusCode::OK);
+    for metric in ["penstock_worker_snapshot_rows_total 100", "penstock_worker_streaming 1", "penstock_worker_source_up 1"] {
+        assert!(metrics.contains(metric), "{metric} is not in:\n{metrics}");
+    }
+    served.rig.sink.stop().await?;
+    served.rig.on_source("INSERT INTO things VALUES (101)").await?;
+    let report = served.wait_for("the sink's absence", |report| report.sink == Reachability::Unreachable).await?;
+    assert!(report.problem.is_some_and(|problem| problem.message.contains("127.0.0.1")));
+    assert_eq!(served.get("/readyz").await?.0, StatusCode::SERVICE_UNAVAILABLE);
+    assert_eq!(served.get("/healthz").await?.0, StatusCode::OK);
+    Ok(())
+}
