@@ -8,7 +8,7 @@ use tokio_postgres::{Client, Statement};
 use super::copy::CopyEncoder;
 use super::error::rows_refused;
 use super::in_flight::{InFlight, NotApplied};
-use super::plan::{Plan, PlanColumn};
+use super::plan::Plan;
 use super::prepared::Prepared;
 use super::statements::Shape;
 use super::value::Parameter;
@@ -46,7 +46,7 @@ impl<'a> TableWriter<'a> {
             self.check_width(new)?;
             let named = self.named_by(old)?;
             let columns = self.columns_to_set(named, new);
-            let set: Vec<_> = columns.iter().filter_map(|place| self.parameter(new, *place)).collect();
+            let set: Vec<_> = columns.iter().filter_map(|place| parameter(new, *place)).collect();
             let parameters: Vec<_> = set.into_iter().chain(self.naming(named)).collect();
             let statement = self.statement(Shape::Update(columns), &mut in_flight, "updating").await?;
             self.send(&mut in_flight, statement, parameters, "updating").await?;
@@ -68,8 +68,7 @@ impl<'a> TableWriter<'a> {
         let mut in_flight = InFlight::default();
         let statement = self.statement(Shape::Insert, &mut in_flight, "inserting into").await?;
         for row in rows {
-            let parameters =
-                self.plan.written().filter_map(|(place, _)| self.parameter(row, place)).collect();
+            let parameters = self.plan.written().filter_map(|(place, _)| parameter(row, place)).collect();
             self.send(&mut in_flight, statement.clone(), parameters, "inserting into").await?;
         }
         in_flight.settle().await.map_err(|error| self.not_applied(error, "inserting into"))
@@ -137,11 +136,7 @@ impl<'a> TableWriter<'a> {
     fn naming(&self, old: &'a Row) -> impl Iterator<Item = Parameter<'a>> + use<'a> {
         let plan = self.plan;
         let whole = plan.written().filter(move |_| plan.key.is_empty());
-        plan.key_columns().chain(whole).filter_map(move |(place, column)| parameter(old, place, column))
-    }
-
-    fn parameter(&self, row: &'a Row, place: usize) -> Option<Parameter<'a>> {
-        parameter(row, place, self.plan.columns.get(place)?.as_ref()?)
+        plan.key_columns().chain(whole).filter_map(move |(place, _)| parameter(old, place))
     }
 
     /// The old row, if it says enough to find the one in the sink.
@@ -201,6 +196,6 @@ impl<'a> TableWriter<'a> {
     }
 }
 
-fn parameter<'a>(row: &'a Row, place: usize, column: &PlanColumn) -> Option<Parameter<'a>> {
-    Some(Parameter { value: row.0.get(place)?, element_oid: column.element_oid })
+fn parameter(row: &Row, place: usize) -> Option<Parameter<'_>> {
+    row.0.get(place).map(Parameter)
 }

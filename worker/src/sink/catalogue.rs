@@ -43,8 +43,6 @@ pub(super) struct SinkColumn {
     pub(super) own_value: OwnValue,
     /// The operator that says whether two values of the type are the same key, for SQL.
     pub(super) equality: String,
-    /// OID of the element type, for arrays whose element type has another OID on every server.
-    pub(super) element_oid: Option<u32>,
     /// The type can be received in binary format.
     pub(super) has_binary_format: bool,
     /// Labels, for an enum type.
@@ -154,7 +152,6 @@ SELECT a.attname::text, type.oid, base.modifier,
                                      AND c.castmethod = 'b' AND c.castcontext = 'i'))
                  ORDER BY class.opcintype <> type.oid LIMIT 1), 'OPERATOR(pg_catalog.=)')
        END,
-       CASE WHEN type.typcategory = 'A' AND type.typelem >= 10000 THEN type.typelem END,
        type.typreceive <> 0,
        ARRAY(SELECT label.enumlabel::text FROM pg_catalog.pg_enum AS label
              WHERE label.enumtypid = type.oid ORDER BY label.enumsortorder)
@@ -212,9 +209,8 @@ fn column(row: &Row) -> Result<SinkColumn, Error> {
             _ => OwnValue::Null,
         },
         equality: row.try_get(7)?,
-        element_oid: row.try_get(8)?,
-        has_binary_format: row.try_get(9)?,
-        enum_labels: row.try_get(10)?,
+        has_binary_format: row.try_get(8)?,
+        enum_labels: row.try_get(9)?,
     })
 }
 

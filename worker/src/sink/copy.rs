@@ -4,7 +4,6 @@
 use bytes::{BufMut as _, Bytes, BytesMut};
 
 use super::plan::Plan;
-use super::value::put_binary;
 use crate::change::{Row, Value};
 
 const SIGNATURE: &[u8] = b"PGCOPY\n\xff\r\n\0";
@@ -32,12 +31,12 @@ impl CopyEncoder {
     /// Writes a row.
     pub(super) fn put(&mut self, plan: &Plan, row: &Row) -> Result<(), NotBinary> {
         self.buffer.put_i16(i16::try_from(plan.written().count()).map_err(|_| NotBinary)?);
-        for (place, column) in plan.written() {
+        for (place, _) in plan.written() {
             match row.0.get(place) {
                 Some(Value::Null) => self.buffer.put_i32(-1),
                 Some(Value::Binary(bytes)) => {
                     self.buffer.put_i32(i32::try_from(bytes.len()).map_err(|_| NotBinary)?);
-                    put_binary(bytes, column.element_oid, &mut self.buffer);
+                    self.buffer.put_slice(bytes);
                 }
                 Some(Value::Text(_) | Value::Unchanged) | None => return Err(NotBinary),
             }

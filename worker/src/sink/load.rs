@@ -19,8 +19,7 @@ use crate::postgres::Session;
 pub enum CopyFormat {
     /// For built-in types: the bytes are the same on both servers.
     Binary,
-    /// For types that have no binary format, and for those whose binary format holds OIDs of the server (arrays and
-    /// composites of types that are not built in).
+    /// For types that have no binary format.
     Text,
 }
 

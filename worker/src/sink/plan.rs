@@ -31,8 +31,6 @@ pub(super) struct PlanColumn {
     pub(super) cast_sql: String,
     /// Equality of the type, for SQL.
     pub(super) equality: String,
-    /// See `SinkColumn::element_oid`.
-    pub(super) element_oid: Option<u32>,
     /// See `SinkColumn::has_binary_format`.
     pub(super) has_binary_format: bool,
 }
@@ -138,7 +136,6 @@ fn plan_column<'a>(
         name: quote_identifier(&column.name),
         cast_sql: existing.cast_sql.clone(),
         equality: existing.equality.clone(),
-        element_oid: existing.element_oid,
         has_binary_format: existing.has_binary_format,
     })
 }
