@@ -19,7 +19,10 @@ use tokio_util::sync::CancellationToken;
 /// The lease is given back within this time, so that the whole exit takes less than 5 seconds.
 const RELEASE_LIMIT: Duration = Duration::from_secs(3);
 
-/// Watches `CdcPipelines` and runs their workers
+/// Open connections of probes and scrapes are served for this long at the end.
+const SERVE_LIMIT: Duration = Duration::from_millis(500);
+
+/// Watches every CdcPipeline of a cluster and runs its workers
 #[derive(Clone, Debug, Parser)]
 #[command(version, about)]
 struct Arguments {
@@ -93,7 +96,9 @@ async fn run(arguments: Arguments) -> anyhow::Result<()> {
     };
     let outcome = lead(&mut candidate, client, settings, &metrics, &stop).await;
     stop.cancel();
-    server.await.context("serving /healthz")?.context("serving /healthz")?;
+    if let Ok(served) = tokio::time::timeout(SERVE_LIMIT, server).await {
+        served.context("serving /healthz")?.context("serving /healthz")?;
+    }
     outcome
 }
 

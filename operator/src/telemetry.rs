@@ -48,7 +48,11 @@ impl Telemetry {
             };
         let spans = traces.as_ref().map(|provider| provider.tracer("penstock-operator"));
         let logs = tracing_subscriber::fmt::layer();
-        let logs = if std::io::stdout().is_terminal() { logs.boxed() } else { logs.json().boxed() };
+        let logs = if std::io::stdout().is_terminal() {
+            logs.compact().boxed()
+        } else {
+            logs.json().flatten_event(true).with_current_span(true).with_span_list(false).boxed()
+        };
         tracing_subscriber::registry()
             .with(filter)
             .with(logs)

@@ -42,6 +42,8 @@ pub struct World {
     pub control: ControlSecret,
     /// The clean-up Job.
     pub clean_up: Option<CleanUpJob>,
+    /// Pods of the clean-up Job, ending ones too.
+    pub clean_up_pods: Vec<String>,
     /// Objects that have a name the pipeline needs and belong to somebody else, as `Service inventory-worker`.
     pub taken: Vec<String>,
     /// What the API server said when it refused an object at the last attempt.

@@ -241,3 +241,9 @@ fn version<K: Resource>(kind: &str, object: &K) -> String {
         _ => object.resource_version().unwrap_or_default(),
     }
 }
+
+/// A control Secret as it is issued.
+#[cfg(test)]
+pub(crate) fn issue_for_tests(world: &World) -> Secret {
+    control_secret::issue(world, None, Timestamp::now()).unwrap()
+}

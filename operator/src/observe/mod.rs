@@ -87,7 +87,8 @@ impl Observer {
         let secrets = self.secrets.named_in(pipeline, &identity).await?;
         let (control, material) = self.secrets.control(&identity, &mut taken).await?;
         // 5. what the workers say
-        let mut pods = objects.worker_pods(&identity);
+        let now = Timestamp::now();
+        let mut pods = objects.worker_pods(&identity, now);
         self.workers.ask(&identity, &mut pods, material.as_ref()).await;
 
         let world = World {
@@ -103,7 +104,8 @@ impl Observer {
             config_maps: objects.config_maps(&identity),
             secrets,
             control,
-            clean_up: objects.clean_up_job(&identity),
+            clean_up: objects.clean_up_job(&identity, now),
+            clean_up_pods: objects.clean_up_pods(),
             taken,
             refused,
         };

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::fmt::Debug;
 
+use jiff::Timestamp;
 use k8s_openapi::api::apps::v1::{ControllerRevision, StatefulSet};
 use k8s_openapi::api::batch::v1::Job;
 use k8s_openapi::api::core::v1::{ConfigMap, PersistentVolumeClaim, Pod, Service, ServiceAccount};
@@ -62,9 +63,13 @@ impl Objects {
         self.sets.iter().filter(|set| is_owned(*set, identity)).filter_map(worker_set).collect()
     }
 
-    pub(super) fn worker_pods(&self, identity: &Identity) -> Vec<RunningPod> {
+    pub(super) fn clean_up_pods(&self) -> Vec<String> {
+        self.pods.iter().filter(|pod| is_cleaning_up(pod)).map(Pod::name_any).collect()
+    }
+
+    pub(super) fn worker_pods(&self, identity: &Identity, now: Timestamp) -> Vec<RunningPod> {
         let workers = self.pods.iter().filter(|pod| component(*pod) == Some(Component::Worker.label()));
-        workers.filter_map(|pod| pods::running_pod(pod, identity)).collect()
+        workers.filter_map(|pod| pods::running_pod(pod, identity, now)).collect()
     }
 
     pub(super) fn claims(&self, identity: &Identity) -> Vec<Owned> {
@@ -80,14 +85,14 @@ impl Objects {
             .collect()
     }
 
-    pub(super) fn clean_up_job(&self, identity: &Identity) -> Option<CleanUpJob> {
+    pub(super) fn clean_up_job(&self, identity: &Identity, now: Timestamp) -> Option<CleanUpJob> {
         let job = self.jobs.iter().find(|job| is_owned(*job, identity))?;
         let conditions = job.status.iter().flat_map(|status| status.conditions.iter().flatten());
         let is = |kind: &str| {
             conditions.clone().any(|condition| condition.type_ == kind && condition.status == "True")
         };
-        let is_its = |pod: &&Pod| component(*pod) == Some(Component::CleanUp.label());
-        let failure = self.pods.iter().filter(is_its).find_map(pods::last_failure);
+        let failure =
+            self.pods.iter().filter(|pod| is_cleaning_up(pod)).find_map(|pod| pods::last_failure(pod, now));
         let failed = is("Failed").then(|| "the Job has given up".to_owned());
         Some(CleanUpJob {
             uid: job.uid().unwrap_or_default(),
@@ -190,6 +195,10 @@ async fn foreign<C: Cached>(
 /// Whether the pipeline, this very one, owns the object.
 pub(super) fn is_owned<K: Resource>(object: &K, identity: &Identity) -> bool {
     object.owner_references().iter().any(|owner| owner.uid == identity.uid)
+}
+
+fn is_cleaning_up(pod: &Pod) -> bool {
+    component(pod) == Some(Component::CleanUp.label())
 }
 
 fn component<K: Resource>(object: &K) -> Option<&str> {

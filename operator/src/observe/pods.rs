@@ -1,10 +1,11 @@
 //! What a pod's status says, in words that stay the same while the pod's trouble does. Pure.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 
+use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::{ContainerStateTerminated, ContainerStatus, Pod};
 use kube::ResourceExt as _;
-use penstock_crds::names::LABEL_REVISION;
+use penstock_crds::names::{LABEL_REVISION, PORT_CONTROL};
 use penstock_crds::revision::RevisionName;
 use serde_json::Value;
 
@@ -15,6 +16,9 @@ use crate::world::{Answer, PodTrouble, WorkerPod};
 /// Restarts after which a container that is not ready counts as crashing. One is an accident.
 const CRASHES: i32 = 2;
 
+/// How long the placing of a pod may take, for example while its volume is made.
+const PLACING: SignedDuration = SignedDuration::from_secs(10);
+
 /// A worker's pod, and where it can be asked.
 #[derive(Debug)]
 pub(super) struct RunningPod {
@@ -22,11 +26,11 @@ pub(super) struct RunningPod {
     pub(super) uid: String,
     /// The name in its certificate.
     pub(super) host: String,
-    /// Its address, while its container runs.
-    pub(super) address: Option<IpAddr>,
+    /// Where its control API listens, while its container runs.
+    pub(super) address: Option<SocketAddr>,
 }
 
-pub(super) fn running_pod(pod: &Pod, identity: &Identity) -> Option<RunningPod> {
+pub(super) fn running_pod(pod: &Pod, identity: &Identity, now: Timestamp) -> Option<RunningPod> {
     let name = pod.name_any();
     let shard =
         pod.labels().get(LABEL_POD_INDEX).cloned().or_else(|| name.rsplit('-').next().map(str::to_owned))?;
@@ -38,12 +42,12 @@ pub(super) fn running_pod(pod: &Pod, identity: &Identity) -> Option<RunningPod> 
     Some(RunningPod {
         uid: pod.uid()?,
         host: format!("{name}.{}.{}.svc", names::of_workers(&identity.name), identity.namespace),
-        address: address.filter(|_| is_running),
+        address: address.filter(|_| is_running).map(|ip: IpAddr| SocketAddr::new(ip, PORT_CONTROL)),
         worker: WorkerPod {
             revision: RevisionName(pod.labels().get(LABEL_REVISION)?.clone()),
             shard: shard.parse().ok()?,
             is_deleting: pod.metadata.deletion_timestamp.is_some(),
-            trouble: trouble(pod),
+            trouble: trouble(pod, now),
             answer: if is_running {
                 Answer::Silent { error: "it was not asked yet".into() }
             } else {
@@ -55,15 +59,16 @@ pub(super) fn running_pod(pod: &Pod, identity: &Identity) -> Option<RunningPod> 
 }
 
 /// What a pod's container said when it failed last, or what keeps it from running.
-pub(super) fn last_failure(pod: &Pod) -> Option<String> {
+pub(super) fn last_failure(pod: &Pod, now: Timestamp) -> Option<String> {
     let words =
         |terminated: &ContainerStateTerminated| (terminated.exit_code != 0).then(|| last_words(terminated));
     let container = container(pod);
-    let now = container.and_then(|container| container.state.as_ref()?.terminated.as_ref()).and_then(words);
-    let before =
+    let this_time =
+        container.and_then(|container| container.state.as_ref()?.terminated.as_ref()).and_then(words);
+    let last_time =
         container.and_then(|container| container.last_state.as_ref()?.terminated.as_ref()).and_then(words);
-    now.or(before).or_else(|| {
-        trouble(pod).map(|trouble| match trouble {
+    this_time.or(last_time).or_else(|| {
+        trouble(pod, now).map(|trouble| match trouble {
             PodTrouble::Unschedulable(words)
             | PodTrouble::ImagePull(words)
             | PodTrouble::Crashing(words)
@@ -76,17 +81,19 @@ fn container(pod: &Pod) -> Option<&ContainerStatus> {
     pod.status.as_ref()?.container_statuses.as_ref()?.first()
 }
 
-fn trouble(pod: &Pod) -> Option<PodTrouble> {
+fn trouble(pod: &Pod, now: Timestamp) -> Option<PodTrouble> {
     let name = pod.name_any();
     container(pod)
         .and_then(|container| container_trouble(&name, container))
-        .or_else(|| unschedulable(pod, &name))
+        .or_else(|| unschedulable(pod, &name, now))
 }
 
-fn unschedulable(pod: &Pod, name: &str) -> Option<PodTrouble> {
+fn unschedulable(pod: &Pod, name: &str, now: Timestamp) -> Option<PodTrouble> {
     let conditions = pod.status.as_ref()?.conditions.as_ref()?;
     let placed = conditions.iter().find(|condition| condition.type_ == "PodScheduled")?;
-    (placed.status == "False" && placed.reason.as_deref() == Some("Unschedulable")).then(|| {
+    let since = placed.last_transition_time.as_ref().map_or(now, |time| time.0);
+    let is_refused = placed.status == "False" && placed.reason.as_deref() == Some("Unschedulable");
+    (is_refused && now.duration_since(since) >= PLACING).then(|| {
         let message = placed.message.as_deref().unwrap_or("no reason is given");
         PodTrouble::Unschedulable(format!("No node takes the pod {name}: {message}"))
     })

@@ -20,6 +20,10 @@ fn with_container(container: &serde_json::Value) -> Pod {
     pod(&json!({"podIP": "10.0.0.7", "containerStatuses": [status]}))
 }
 
+fn now() -> Timestamp {
+    "2026-03-01T12:00:00Z".parse().unwrap()
+}
+
 fn identity() -> Identity {
     Identity { namespace: "shop".into(), name: "inventory".into(), uid: "uid".into() }
 }
@@ -27,9 +31,9 @@ fn identity() -> Identity {
 #[test]
 fn a_running_pod_is_asked_by_the_name_in_its_certificate() {
     let pod = with_container(&json!({"state": {"running": {}}}));
-    let running = running_pod(&pod, &identity()).unwrap();
+    let running = running_pod(&pod, &identity(), now()).unwrap();
     assert_eq!(running.host, "inventory-r1-1.inventory-worker.shop.svc");
-    assert_eq!(running.address, Some("10.0.0.7".parse().unwrap()));
+    assert_eq!(running.address, Some("10.0.0.7:8443".parse().unwrap()));
     assert_eq!((running.worker.shard, running.worker.revision.0.as_str()), (1, "r1"));
     assert_eq!(running.worker.trouble, None);
 }
@@ -37,7 +41,7 @@ fn a_running_pod_is_asked_by_the_name_in_its_certificate() {
 #[test]
 fn a_pod_that_does_not_run_is_not_asked() {
     let pod = with_container(&json!({"state": {"waiting": {"reason": "ContainerCreating"}}}));
-    let running = running_pod(&pod, &identity()).unwrap();
+    let running = running_pod(&pod, &identity(), now()).unwrap();
     assert_eq!(
         (running.address, running.worker.answer, running.worker.trouble),
         (None, Answer::NotRunning, None)
@@ -48,7 +52,7 @@ fn a_pod_that_does_not_run_is_not_asked() {
 fn the_two_messages_of_a_failing_pull_become_one() {
     let said = |reason: &str, message: &str| {
         let pod = with_container(&json!({"state": {"waiting": {"reason": reason, "message": message}}}));
-        trouble(&pod)
+        trouble(&pod, now())
     };
     let first = said("ErrImagePull", "failed to resolve worker:1: not found");
     let then = said(
@@ -70,11 +74,15 @@ fn a_crash_is_told_in_the_workers_own_last_words() {
     let waiting =
         with_container(&json!({"state": {"waiting": {"reason": "CrashLoopBackOff"}}, "lastState": last}));
     let words = "The worker in the pod inventory-r1-1 ends again and again: bad flag";
-    assert_eq!(trouble(&waiting), Some(PodTrouble::Crashing(words.into())));
+    assert_eq!(trouble(&waiting, now()), Some(PodTrouble::Crashing(words.into())));
     let between = with_container(&json!({"state": {"running": {}}, "restartCount": 3, "lastState": last}));
-    assert_eq!(trouble(&between), trouble(&waiting), "the condition keeps still between two crashes");
+    assert_eq!(
+        trouble(&between, now()),
+        trouble(&waiting, now()),
+        "the condition keeps still between two crashes"
+    );
     let once = with_container(&json!({"state": {"running": {}}, "restartCount": 1, "lastState": last}));
-    assert_eq!(trouble(&once), None, "one restart is an accident");
+    assert_eq!(trouble(&once, now()), None, "one restart is an accident");
 }
 
 #[test]
@@ -82,27 +90,30 @@ fn a_worker_without_memory_is_told_which_field_to_change() {
     let last = json!({"terminated": {"exitCode": 137, "reason": "OOMKilled"}});
     let pod =
         with_container(&json!({"state": {"waiting": {"reason": "CrashLoopBackOff"}}, "lastState": last}));
-    let Some(PodTrouble::Crashing(words)) = trouble(&pod) else { panic!() };
+    let Some(PodTrouble::Crashing(words)) = trouble(&pod, now()) else { panic!() };
     assert!(words.contains("worker.resources.limits.memory"), "{words}");
 }
 
 #[test]
-fn an_unschedulable_pod_says_why() {
-    let condition = json!({
-        "type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": "0/1 nodes are available",
-    });
+fn an_unschedulable_pod_says_why_when_placing_it_takes_long() {
+    let condition = |since: &str| {
+        json!({
+            "type": "PodScheduled", "status": "False", "reason": "Unschedulable", "lastTransitionTime": since,
+            "message": "0/1 nodes are available",
+        })
+    };
+    let long_ago = pod(&json!({"conditions": [condition("2026-03-01T11:59:50Z")]}));
     let words = "No node takes the pod inventory-r1-1: 0/1 nodes are available";
-    assert_eq!(
-        trouble(&pod(&json!({"conditions": [condition]}))),
-        Some(PodTrouble::Unschedulable(words.into()))
-    );
+    assert_eq!(trouble(&long_ago, now()), Some(PodTrouble::Unschedulable(words.into())));
+    let just_now = pod(&json!({"conditions": [condition("2026-03-01T11:59:51Z")]}));
+    assert_eq!(trouble(&just_now, now()), None, "its volume may just be made");
 }
 
 #[test]
 fn a_clean_up_that_failed_before_is_still_told_while_it_runs_again() {
     let last = json!({"terminated": {"exitCode": 1, "message": "connection refused"}});
     let pod = with_container(&json!({"state": {"running": {}}, "lastState": last}));
-    assert_eq!(last_failure(&pod).as_deref(), Some("connection refused"));
+    assert_eq!(last_failure(&pod, now()).as_deref(), Some("connection refused"));
     let fresh = with_container(&json!({"state": {"running": {}}}));
-    assert_eq!(last_failure(&fresh), None);
+    assert_eq!(last_failure(&fresh, now()), None);
 }

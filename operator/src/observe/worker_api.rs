@@ -115,7 +115,6 @@ async fn answer(
     known: Option<Acquaintance>,
 ) -> (Option<Answer>, Option<Acquaintance>) {
     let Some(address) = pod.address else { return (None, None) };
-    let address = SocketAddr::new(address, PORT_CONTROL);
     let mut acquaintance = match acquainted(pod, address, control, known) {
         Ok(acquaintance) => acquaintance,
         Err(silence) => return (Some(Answer::Silent { error: silence.to_string() }), None),
@@ -171,7 +170,8 @@ async fn report(
     control: &ControlMaterial,
     client: &reqwest::Client,
 ) -> Result<Report, Silence> {
-    let url = format!("https://{}:{PORT_CONTROL}/v1/report", pod.host);
+    let port = pod.address.map_or(PORT_CONTROL, |address| address.port());
+    let url = format!("https://{}:{port}/v1/report", pod.host);
     let mut response = client.get(url).bearer_auth(&control.token).send().await?;
     if !response.status().is_success() {
         return Err(Silence::Refused(response.status()));
@@ -189,3 +189,7 @@ async fn report(
         report.uid == identity.uid && report.shard == worker.shard && report.revision == worker.revision.0;
     if is_it { Ok(report) } else { Err(Silence::Another { shard: report.shard, revision: report.revision }) }
 }
+
+#[cfg(test)]
+#[path = "worker_api_tests.rs"]
+mod tests;

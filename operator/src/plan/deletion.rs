@@ -25,20 +25,19 @@ pub(super) fn plan(world: &World) -> Result<Plan, PlanError> {
     if let Some(plan) = stop_workers(world) {
         return Ok(plan);
     }
-    let Some(newest) = revision::newest(world) else {
-        // No revision was ever minted, so no worker ever ran.
+    let Some(last) = revision::last(world)? else {
         return Ok(let_go(Vec::new()));
     };
     if world.namespace_terminating {
         let note = format!(
             "The namespace is being deleted, so nothing can clean up. Left behind: {}",
-            leftovers(world, newest)
+            leftovers(world)
         );
         return Ok(let_go(vec![Step::Emit(PlannedEvent::left_behind(note))]));
     }
     match world.pipeline.spec.deletion_policy {
-        DeletionPolicy::Retain => Ok(retain(world, newest)),
-        DeletionPolicy::Delete => clean_up(world, newest),
+        DeletionPolicy::Retain => Ok(retain(world)),
+        DeletionPolicy::Delete => clean_up(world, &last),
     }
 }
 
@@ -70,24 +69,28 @@ fn wait(world: &World, mut steps: Vec<Step>, verdict: &Verdict) -> Plan {
     }
 }
 
-fn retain(world: &World, newest: &KnownRevision) -> Plan {
+fn retain(world: &World) -> Plan {
     if let Some(job) = &world.clean_up {
         return remove_job(world, job, "The clean-up stops, because deletionPolicy is Retain");
+    }
+    if !world.clean_up_pods.is_empty() {
+        let message = format!("The clean-up stops: {}", world.clean_up_pods.join(", "));
+        return wait(world, Vec::new(), &Verdict::moving(Phase::Deleting, OperatorReason::Deleting, message));
     }
     let adopted = adopted_uid(&world.pipeline).unwrap_or(&world.uid);
     let note = format!(
         "Kept: {}. A CdcPipeline with the annotation {ANNOTATION_ADOPT}: {adopted} goes on from it",
-        leftovers(world, newest)
+        leftovers(world)
     );
     let_go(vec![Step::Emit(PlannedEvent::retained(note))])
 }
 
 /// What is left in databases and volumes, and where.
-fn leftovers(world: &World, newest: &KnownRevision) -> String {
+fn leftovers(world: &World) -> String {
     let spec = &world.pipeline.spec;
     let (source, sink) = (&spec.source.postgres, &spec.sink.postgres);
     let uid = adopted_uid(&world.pipeline).unwrap_or(&world.uid);
-    let last = newest.minted.data.shards.saturating_sub(1);
+    let last = spec.worker.shards.saturating_sub(1);
     let slots = match last {
         0 => format!("replication slot {}", slot(uid, 0)),
         last => format!("replication slots {} to {}", slot(uid, 0), slot(uid, last)),
@@ -106,8 +109,8 @@ fn leftovers(world: &World, newest: &KnownRevision) -> String {
     )
 }
 
-fn clean_up(world: &World, newest: &KnownRevision) -> Result<Plan, PlanError> {
-    let (job, made_from) = manifests::clean_up_job(world, newest)?;
+fn clean_up(world: &World, last: &KnownRevision) -> Result<Plan, PlanError> {
+    let (job, made_from) = manifests::clean_up_job(world, last)?;
     match &world.clean_up {
         Some(job) if job.is_complete => Ok(remove_volumes(world)),
         Some(job) if job.made_from != made_from || job.is_deleting => {
@@ -128,7 +131,7 @@ fn clean_up(world: &World, newest: &KnownRevision) -> Result<Plan, PlanError> {
             }
             let steps = vec![
                 Step::Apply(manifests::service_account(world)),
-                Step::Apply(manifests::config_map(world, newest)?),
+                Step::Apply(manifests::config_map(world, last)?),
                 Step::Apply(job),
             ];
             Ok(wait(

@@ -42,9 +42,23 @@ pub(super) fn target(world: &World) -> Result<Target, PlanError> {
     })
 }
 
-/// The newest kept revision.
-pub(super) fn newest(world: &World) -> Option<&KnownRevision> {
-    world.revisions.iter().max_by_key(|revision| revision.number)
+/// What a deleted pipeline's workers ran last; absent when no worker ever ran, which volumes and status
+/// tell. The revision itself may be gone already (a foreground deletion takes it away first): then it is
+/// what the spec says.
+pub(super) fn last(world: &World) -> Result<Option<KnownRevision>, PlanError> {
+    let newest = world.revisions.iter().max_by_key(|revision| revision.number);
+    let status = world.pipeline.status.as_ref();
+    let has_run = !world.claims.is_empty() || status.is_some_and(|status| status.stable_revision.is_some());
+    if !has_run {
+        return Ok(None);
+    }
+    if let Some(newest) = newest {
+        return Ok(Some(newest.clone()));
+    }
+    let data = DataAffecting::from(&world.pipeline.spec);
+    let image = world.default_image.clone();
+    let (name, minted) = (data.name()?, MintedRevision { data, image });
+    Ok(Some(KnownRevision { name, number: 0, minted, uid: String::new() }))
 }
 
 /// Revisions beyond those that are kept, oldest first. None that still has workers.

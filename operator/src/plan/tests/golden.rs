@@ -201,6 +201,9 @@ fn deletion_goes_step_by_step() {
     golden("62_clean_up_fails", &failing);
     failing.pipeline.spec.deletion_policy = DeletionPolicy::Retain;
     golden("63_given_up", &failing);
+    failing.clean_up = None;
+    failing.clean_up_pods = vec!["inventory-clean-up-x".into()];
+    golden("71_given_up_while_the_clean_up_ends", &failing);
     let mut edited = world.clone();
     edited.pipeline.spec.source.postgres.connection.host = "shop-db-2".into();
     golden("64_clean_up_with_another_spec", &edited);
@@ -212,6 +215,13 @@ fn deletion_goes_step_by_step() {
     let mut world = stopped(DeletionPolicy::Delete);
     world.secrets.insert("shop-db".into(), SecretKeys::Missing);
     golden("67_clean_up_lacks_a_secret", &world);
+    let mut world = stopped(DeletionPolicy::Delete);
+    world.revisions.clear();
+    golden("72_clean_up_after_a_foreground_deletion", &world);
+    let mut world = stopped(DeletionPolicy::Delete);
+    world.pipeline.status = None;
+    world.claims.clear();
+    golden("73_no_worker_ever_ran", &world);
     let mut world = stopped(DeletionPolicy::Delete);
     world.taken = vec!["Job inventory-clean-up".into()];
     golden("69_clean_up_name_taken", &world);

@@ -68,6 +68,7 @@ pub(crate) fn created() -> World {
         secrets: BTreeMap::from([("shop-db".into(), keys()), ("warehouse-db".into(), keys())]),
         control: ControlSecret::Missing,
         clean_up: None,
+        clean_up_pods: Vec::new(),
         taken: Vec::new(),
         refused: None,
     }
