@@ -8,6 +8,8 @@ use std::path::Path;
 use anyhow::{Context, Result};
 
 use super::account::Account;
+use super::processes::Watchdog;
+use super::server::Home;
 use super::{Server, Version, template};
 
 /// The server's certificate, and whose clients it trusts.
@@ -68,23 +70,23 @@ impl Builder {
 
     /// Starts the server and waits until it answers.
     pub async fn start(self) -> Result<Server> {
-        let (folder, account) = {
-            let builder = self.clone();
-            tokio::task::spawn_blocking(move || builder.make_folder()).await??
-        };
-        Server::start_in(folder, account, self.version).await
+        let builder = self.clone();
+        let home = tokio::task::spawn_blocking(move || builder.make_home()).await??;
+        Server::start_in(home, self.version).await
     }
 
     /// A folder with the data directory (`data`), configured except for the port.
-    fn make_folder(&self) -> Result<(tempfile::TempDir, Account)> {
+    fn make_home(&self) -> Result<Home> {
         let account = Account::find()?;
         let folder = tempfile::Builder::new().prefix("penstock-postgres-").tempdir()?;
         account.own(folder.path())?;
         let data = folder.path().join("data");
+        // From here on the folder goes with its owner.
+        let watchdog = Watchdog::start(&data, folder.path())?;
         template::copy_to(&data, self.version, account)?;
         self.configure(folder.path(), &data, account)
             .with_context(|| format!("cannot configure {}", data.display()))?;
-        Ok((folder, account))
+        Ok(Home { account, watchdog, folder })
     }
 
     fn configure(&self, folder: &Path, data: &Path, account: Account) -> Result<()> {

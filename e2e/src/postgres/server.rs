@@ -3,7 +3,7 @@
 use std::fs::{self, OpenOptions};
 use std::net::TcpListener;
 use std::os::unix::process::CommandExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -34,10 +34,17 @@ pub struct Server {
     pub port: u16,
     /// What runs.
     pub version: Version,
-    account: Account,
     postmaster: Mutex<Option<Child>>,
-    watchdog: Option<Watchdog>,
-    folder: TempDir,
+    home: Home,
+}
+
+/// Where a server lives. Fields are dropped in this order: the watchdog is sent away before the folder goes.
+#[derive(Debug)]
+pub(super) struct Home {
+    pub(super) account: Account,
+    #[expect(dead_code, reason = "it is there to be dropped")]
+    pub(super) watchdog: Watchdog,
+    pub(super) folder: TempDir,
 }
 
 impl Server {
@@ -52,16 +59,8 @@ impl Server {
     }
 
     /// Another server may take a port between the look and the start, so a failed start tries the next.
-    pub(super) async fn start_in(folder: TempDir, account: Account, version: Version) -> Result<Self> {
-        let watchdog = Watchdog::start(&data_of(&folder), folder.path())?;
-        let mut server = Self {
-            port: 0,
-            version,
-            account,
-            postmaster: Mutex::new(None),
-            watchdog: Some(watchdog),
-            folder,
-        };
+    pub(super) async fn start_in(home: Home, version: Version) -> Result<Self> {
+        let mut server = Self { port: 0, version, postmaster: Mutex::new(None), home };
         for _ in 0..PORT_ATTEMPTS {
             server.port = free_port()?;
             match server.launch().await {
@@ -141,7 +140,7 @@ impl Server {
 
     /// The server's data directory.
     pub fn data(&self) -> PathBuf {
-        data_of(&self.folder)
+        self.home.folder.path().join("data")
     }
 
     /// The server's process, while it runs.
@@ -155,7 +154,7 @@ impl Server {
         command.arg("-D").arg(self.data()).arg("-p").arg(self.port.to_string());
         command.current_dir(self.data()).process_group(0);
         command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
-        let child = self.account.run(&mut command).spawn().context("cannot run postgres")?;
+        let child = self.home.account.run(&mut command).spawn().context("cannot run postgres")?;
         *self.postmaster() = Some(child);
         self.wait_until_it_answers().await
     }
@@ -182,12 +181,12 @@ impl Server {
 
     fn socket_config(&self, database: &str) -> Config {
         let mut config = Config::new();
-        config.host_path(self.folder.path()).port(self.port).user("postgres").dbname(database);
+        config.host_path(self.home.folder.path()).port(self.port).user("postgres").dbname(database);
         config
     }
 
     fn log_path(&self) -> PathBuf {
-        self.folder.path().join("postgres.log")
+        self.home.folder.path().join("postgres.log")
     }
 
     fn postmaster(&self) -> MutexGuard<'_, Option<Child>> {
@@ -203,13 +202,7 @@ impl Drop for Server {
         }
         processes::kill_all(&data);
         processes::remove_shared_memory(&data);
-        drop(self.watchdog.take());
     }
-}
-
-fn data_of(folder: &TempDir) -> PathBuf {
-    let path: &Path = folder.path();
-    path.join("data")
 }
 
 /// A port that nobody listens on now.

@@ -119,8 +119,10 @@ proptest! {
     }
 }
 
-const EXECUTIONS: usize = 400_000;
-const TIME_MAX: Duration = Duration::from_secs(10);
+const EXECUTIONS_MIN: usize = 100_000;
+const EXECUTIONS_MAX: usize = 400_000;
+/// After it, the minimum is enough: the machine is busy.
+const TIME_ENOUGH: Duration = Duration::from_secs(3);
 
 /// Random bytes, and recorded messages with bytes changed, cut, doubled and exchanged. What is accepted must be
 /// written back byte by byte, so nothing is skipped or made up; the assembler must survive all of it, too.
@@ -131,7 +133,10 @@ fn no_bytes_make_the_decoder_panic() {
     let recorded: Vec<Bytes> = VERSIONS.iter().flat_map(|(_, file)| payloads(file)).collect();
     let mut assembler = Assembler::new(Position::default());
     let mut accepted = 0_usize;
-    for execution in 0..EXECUTIONS {
+    for execution in 0..EXECUTIONS_MAX {
+        if execution >= EXECUTIONS_MIN && started.elapsed() > TIME_ENOUGH {
+            break;
+        }
         let payload = if execution % 4 == 0 { noise(&mut random) } else { mutant(&mut random, &recorded) };
         let result = catch_unwind(|| decode(payload.clone()));
         let Ok(result) = result else { panic!("panics on {}", hex::encode(&payload)) };
@@ -143,8 +148,7 @@ fn no_bytes_make_the_decoder_panic() {
             assembler = Assembler::new(Position::default());
         }
     }
-    assert!(accepted > EXECUTIONS / 100, "the mutants reach the depths: {accepted}");
-    assert!(started.elapsed() < TIME_MAX, "{EXECUTIONS} executions took {:?}", started.elapsed());
+    assert!(accepted > EXECUTIONS_MIN / 20, "the mutants reach the depths: {accepted}");
 }
 
 /// A message type and random bytes.
