@@ -52,6 +52,11 @@ async fn rows_and_changes_arrive_from(version: Version) -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn rows_and_changes_arrive_from_postgres_14() -> Result<()> {
+    rows_and_changes_arrive_from(Version::V14).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn rows_and_changes_arrive_from_postgres_15() -> Result<()> {
     rows_and_changes_arrive_from(Version::V15).await
 }

@@ -12,6 +12,8 @@ const INSTALL_SCRIPT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/bin/install-p
 /// A major version that Penstock supports as source and sink.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Version {
+    /// PostgreSQL 14.
+    V14,
     /// PostgreSQL 15.
     V15,
     /// PostgreSQL 16.
@@ -24,11 +26,12 @@ pub enum Version {
 
 impl Version {
     /// Every supported version, oldest first.
-    pub const ALL: [Self; 4] = [Self::V15, Self::V16, Self::V17, Self::V18];
+    pub const ALL: [Self; 5] = [Self::V14, Self::V15, Self::V16, Self::V17, Self::V18];
 
     /// The major version's number.
     pub const fn major(self) -> u32 {
         match self {
+            Self::V14 => 14,
             Self::V15 => 15,
             Self::V16 => 16,
             Self::V17 => 17,

@@ -22,6 +22,9 @@ use penstock_crds::report::Reason;
 /// How often the position moves while there is nothing to apply, so that the source can free its log.
 const IDLE_ADVANCE_EVERY: Duration = Duration::from_secs(10);
 
+/// A batch is written at the latest when this many times its byte bound went into it.
+const TAKEN_TO_KEPT_MAX: usize = 4;
+
 /// The tables of this shard: from which commit on their changes are applied.
 pub(super) type ReadyFrom = HashMap<RelationId, Lsn>;
 
@@ -36,6 +39,9 @@ pub(super) struct Applier<'a> {
     relations: HashMap<RelationId, Described>,
     max_delay: Duration,
     max_rows: u64,
+    /// Bytes of changes that went into the batch since it was written, coalesced ones included.
+    taken_bytes: usize,
+    max_taken_bytes: usize,
     /// Changes of this shard read so far; becomes durable with the checkpoint.
     sequence: i64,
     /// What the sink holds.
@@ -102,6 +108,8 @@ impl<'a> Applier<'a> {
             relations: HashMap::new(),
             max_delay: bounds.max_delay,
             max_rows: u64::from(bounds.max_rows),
+            taken_bytes: 0,
+            max_taken_bytes: TAKEN_TO_KEPT_MAX.saturating_mul(bounds.max_bytes as usize),
             sequence: checkpoint.sequence,
             durable: Settled { position: checkpoint.position, end_lsn: checkpoint.end_lsn },
             pending: None,
@@ -196,8 +204,11 @@ impl<'a> Applier<'a> {
             let message = format!("the source sent a change of relation {} before describing it", owner.0);
             return Err(Failure::new(Reason::ProtocolViolation, message));
         };
+        self.taken_bytes += change.size();
         self.batch.push(&described.traits, change)?;
-        if self.batch.is_full() { self.write_batch().await } else { Ok(()) }
+        // Coalescing keeps few rows of many, but a row that is kept holds the buffer it came in.
+        let is_full = self.batch.is_full() || self.taken_bytes >= self.max_taken_bytes;
+        if is_full { self.write_batch().await } else { Ok(()) }
     }
 
     /// What of a change concerns this shard: nothing, or a change that counts — which is to be applied unless the
@@ -265,6 +276,7 @@ impl<'a> Applier<'a> {
             self.ends.writer.begin().await?;
             self.is_writing = true;
         }
+        self.taken_bytes = 0;
         let operations = self.batch.take();
         self.ends.writer.write(operations).await
     }
