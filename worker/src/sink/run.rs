@@ -13,7 +13,7 @@ pub(super) struct Run {
     pub(super) shard: i32,
     pub(super) epoch: i64,
     /// Random: epochs come again in a sink that was restored to an older state, runs do not.
-    pub(super) run_id: String,
+    pub(super) id: String,
     pub(super) layout: i64,
 }
 
@@ -30,12 +30,12 @@ impl Run {
     }
 
     async fn is_found(&self, client: &impl GenericClient, lock: &str) -> Result<bool, Error> {
-        let Self { uid, shard, epoch, run_id, layout } = self;
+        let Self { uid, shard, epoch, id, layout } = self;
         let sql = format!(
             "SELECT FROM penstock.checkpoint WHERE uid = $1 AND shard = $2 AND epoch = $3 AND layout = $5 \
              AND run_id = $4::pg_catalog.text::pg_catalog.uuid{lock}"
         );
-        Ok(client.query_opt(&sql, &[uid, shard, epoch, run_id, layout]).await?.is_some())
+        Ok(client.query_opt(&sql, &[uid, shard, epoch, id, layout]).await?.is_some())
     }
 
     /// The failure when it does not hold.

@@ -314,7 +314,7 @@ async fn bump(
         uid: owner.uid.clone(),
         shard,
         epoch: row.try_get(0)?,
-        run_id: row.try_get(9)?,
+        id: row.try_get(9)?,
         layout: row.try_get(1)?,
     };
     let started = Started {

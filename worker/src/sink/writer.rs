@@ -173,9 +173,8 @@ impl Writer {
 
     /// Both go out together; the fence is of no use if BEGIN fails, and does no harm.
     async fn take_fence(&self) -> Result<(), Failure> {
-        let Run { uid, shard, epoch, run_id, layout } = &self.run;
-        let parameters: [&(dyn postgres_types::ToSql + Sync); 5] =
-            [uid, shard, epoch, &self.sequence, run_id];
+        let Run { uid, shard, epoch, id, layout } = &self.run;
+        let parameters: [&(dyn postgres_types::ToSql + Sync); 5] = [uid, shard, epoch, &self.sequence, id];
         let begin = self.session.batch_execute(
             "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE; SET LOCAL synchronous_commit = on",
         );
