@@ -1,5 +1,7 @@
 //! The memory of the reader, in a process of its own: what the bound says is what the process takes.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
+
 use std::time::{Duration, Instant};
 
 use penstock_crds::connection::{PostgresConnection, Tls, TlsMode};

@@ -30,17 +30,15 @@ pub(super) async fn authenticate(wire: &mut Wire, credentials: &Credentials) -> 
             send_password(wire, hash.as_bytes()).await?;
         }
         Message::AuthenticationSasl(body) => scram(wire, &body, password).await?,
-        _ => return Err(ConnectError::Authentication("the server asks for an unsupported method".into())),
+        other => return Err(unsupported(&other)),
     }
-    match next(wire).await? {
-        Message::AuthenticationOk => Ok(()),
-        _ => Err(unexpected()),
-    }
+    let Message::AuthenticationOk = next(wire).await? else { return Err(unexpected()) };
+    Ok(())
 }
 
 async fn scram(wire: &mut Wire, body: &AuthenticationSaslBody, password: &[u8]) -> Result<(), ConnectError> {
     let mechanisms: Vec<&str> = body.mechanisms().collect().map_err(ConnectError::from_io)?;
-    let binding = wire.transport.end_point().map(<[u8]>::to_vec);
+    let binding = wire.transport.binding().map(<[u8]>::to_vec);
     let (mechanism, binding) = match binding {
         Some(hash) if mechanisms.contains(&SCRAM_SHA_256_PLUS) => {
             (SCRAM_SHA_256_PLUS, ChannelBinding::tls_server_end_point(hash))
@@ -72,6 +70,15 @@ async fn scram(wire: &mut Wire, body: &AuthenticationSaslBody, password: &[u8]) 
 
 fn proof_failed(error: &std::io::Error) -> ConnectError {
     ConnectError::Authentication(format!("the server does not prove that it knows the password: {error}"))
+}
+
+fn unsupported(request: &Message) -> ConnectError {
+    let method = if matches!(request, Message::AuthenticationGss | Message::AuthenticationSspi) {
+        "Kerberos (GSS, SSPI)"
+    } else {
+        "a method that is not supported"
+    };
+    ConnectError::Authentication(format!("the server asks for {method}"))
 }
 
 fn unexpected() -> ConnectError {

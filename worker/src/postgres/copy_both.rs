@@ -69,12 +69,11 @@ impl CopyBoth {
                 b'c' | b'C' => return Err(ended()),
                 _ => {
                     let frame = self.wire.buffer.split_to(length);
-                    return Err(match parse(frame)? {
-                        Message::ErrorResponse(body) => ServerError::read(&body).into(),
-                        _ => {
-                            ReplicationError::Protocol(format!("message {:?} in the stream", char::from(tag)))
-                        }
-                    });
+                    if let Message::ErrorResponse(body) = parse(frame)? {
+                        return Err(ServerError::read(&body).into());
+                    }
+                    let problem = format!("message {:?} in the stream", char::from(tag));
+                    return Err(ReplicationError::Protocol(problem));
                 }
             }
         }

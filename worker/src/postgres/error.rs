@@ -72,9 +72,8 @@ impl ServerError {
         let class = self.code.get(..2).unwrap_or_default();
         match (class, self.code.as_str()) {
             // Shut down, starting up, ended by an administrator, a query cancelled; a standby after a failover.
-            ("08" | "57", _) | (_, "25006") => Some(end.unreachable()),
-            // Deadlocks, serialization failures and lock timeouts pass by themselves.
-            ("40", _) | (_, "55P03") => Some(end.unreachable()),
+            // Deadlocks, serialization failures and lock timeouts pass by themselves as well.
+            ("08" | "40" | "57", _) | (_, "25006" | "55P03") => Some(end.unreachable()),
             ("53", _) | (_, "58030") => Some(end.out_of_resources()),
             (_, "42501") => Some(end.privilege_missing()),
             ("28", _) => Some(end.authentication_failed()),
@@ -167,14 +166,14 @@ impl ConnectError {
         if error.is_closed() {
             return Self::Unreachable("the server closed the connection".into());
         }
+        if let Some(tls) = find_source::<rustls::Error>(&error) {
+            return Self::Tls(tls.to_string());
+        }
         let text = chain(&error);
-        match error.into_source().map(|source| source.downcast::<io::Error>()) {
-            // tokio-postgres says with these two kinds that the peer's messages make no sense.
+        match error.into_source().map(<dyn std::error::Error + Send + Sync>::downcast::<io::Error>) {
+            // With these two kinds tokio-postgres says that the peer's proof or messages make no sense.
             Some(Ok(io)) if matches!(io.kind(), io::ErrorKind::InvalidInput | io::ErrorKind::Other) => {
-                match Self::from_io(*io) {
-                    tls @ Self::Tls(_) => tls,
-                    _ => Self::Authentication(text),
-                }
+                Self::Authentication(text)
             }
             Some(Ok(io)) => Self::from_io(*io),
             Some(Err(_)) | None => Self::Authentication(text),
@@ -302,10 +301,15 @@ pub fn classify(end: End, error: &tokio_postgres::Error, doing: &str) -> Failure
     classify_or(end, error, doing, otherwise)
 }
 
-fn find_source<'a, E: std::error::Error + 'static>(error: &'a tokio_postgres::Error) -> Option<&'a E> {
+fn find_source<E: std::error::Error + 'static>(error: &tokio_postgres::Error) -> Option<&E> {
     let mut next = error.source();
     while let Some(current) = next {
         if let Some(found) = current.downcast_ref::<E>() {
+            return Some(found);
+        }
+        // An io::Error hides what it wraps from `source`.
+        let wrapped = current.downcast_ref::<io::Error>().and_then(io::Error::get_ref);
+        if let Some(found) = wrapped.and_then(|wrapped| wrapped.downcast_ref::<E>()) {
             return Some(found);
         }
         next = current.source();

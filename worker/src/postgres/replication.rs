@@ -94,7 +94,7 @@ impl ReplicationConnection {
         loop {
             match self.wire.message().await {
                 Ok(Message::DataRow(row)) => rows.push(read_row(&row)?),
-                Ok(Message::ReadyForQuery(_)) => return refused.map_or(Ok(rows), |error| Err(error)),
+                Ok(Message::ReadyForQuery(_)) => return refused.map_or(Ok(rows), Err),
                 Ok(_) => {}
                 Err(ReplicationError::Server(error)) => refused = Some(ReplicationError::Server(error)),
                 Err(error) => return Err(error),
@@ -160,10 +160,12 @@ impl Wire {
     pub(super) async fn message(&mut self) -> Result<Message, ReplicationError> {
         loop {
             let (_, frame) = self.frame().await?;
-            match parse(frame)? {
-                Message::NoticeResponse(_) => {}
-                Message::ErrorResponse(body) => return Err(ServerError::read(&body).into()),
-                message => return Ok(message),
+            let message = parse(frame)?;
+            if let Message::ErrorResponse(body) = message {
+                return Err(ServerError::read(&body).into());
+            }
+            if !matches!(message, Message::NoticeResponse(_)) {
+                return Ok(message);
             }
         }
     }
