@@ -89,7 +89,7 @@ async fn memory_stays_within_the_bound_for_wide_rows_and_for_a_few_kept_short_on
     let mut reader = spawn_reader(endpoint, request);
     let started = Instant::now();
     while resident_bytes().saturating_sub(before) < 4 * MIB {
-        assert!(started.elapsed() < Duration::from_secs(60), "nothing is read");
+        assert!(started.elapsed() < Duration::from_mins(1), "nothing is read");
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
     tokio::time::sleep(Duration::from_secs(2)).await;

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 
 use penstock_crds::connection::PostgresConnection;
 use penstock_crds::report::Reason;
-use postgres_protocol::message::backend::ErrorResponseBody;
+use postgres_protocol::message::backend::ErrorFields;
 use tokio_postgres::error::DbError;
 
 use super::endpoint::End;
@@ -48,12 +48,11 @@ impl From<&DbError> for ServerError {
 }
 
 impl ServerError {
-    /// Reads an `ErrorResponse`. Fields that are not UTF-8 (before the client encoding is agreed) are kept as
+    /// Reads an `ErrorResponse` or `NoticeResponse`. Fields that are not UTF-8 (before the client encoding is agreed) are kept as
     /// far as they are.
-    pub(super) fn read(body: &ErrorResponseBody) -> Self {
+    pub(super) fn read(mut fields: ErrorFields<'_>) -> Self {
         use fallible_iterator::FallibleIterator as _;
         let mut error = Self::default();
-        let mut fields = body.fields();
         while let Ok(Some(field)) = fields.next() {
             let text = String::from_utf8_lossy(field.value_bytes()).into_owned();
             match field.type_() {
@@ -149,7 +148,7 @@ pub enum ConnectError {
 
 impl ConnectError {
     /// An error of the stream: of TLS if it comes from there.
-    pub(super) fn from_io(error: io::Error) -> Self {
+    pub(super) fn from_io(error: &io::Error) -> Self {
         match error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>()) {
             Some(tls) => Self::Tls(tls.to_string()),
             None if error.kind() == io::ErrorKind::UnexpectedEof => {
@@ -175,7 +174,7 @@ impl ConnectError {
             Some(Ok(io)) if matches!(io.kind(), io::ErrorKind::InvalidInput | io::ErrorKind::Other) => {
                 Self::Authentication(text)
             }
-            Some(Ok(io)) => Self::from_io(*io),
+            Some(Ok(io)) => Self::from_io(&io),
             Some(Err(_)) | None => Self::Authentication(text),
         }
     }

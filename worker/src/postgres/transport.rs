@@ -110,8 +110,8 @@ async fn encrypt(
 ) -> Result<Transport, ConnectError> {
     let mut request = BytesMut::new();
     frontend::ssl_request(&mut request);
-    tcp.write_all(&request).await.map_err(ConnectError::from_io)?;
-    match tcp.read_u8().await.map_err(ConnectError::from_io)? {
+    tcp.write_all(&request).await.map_err(|error| ConnectError::from_io(&error))?;
+    match tcp.read_u8().await.map_err(|error| ConnectError::from_io(&error))? {
         b'S' => {}
         b'N' => return Err(ConnectError::TlsNotOffered),
         other => {
@@ -120,8 +120,10 @@ async fn encrypt(
     }
     let name = ServerName::try_from(endpoint.connection.host.clone())
         .map_err(|_| ConnectError::Tls("the host is neither a DNS name nor an address".into()))?;
-    let stream =
-        TlsConnector::from(Arc::new(config)).connect(name, tcp).await.map_err(ConnectError::from_io)?;
+    let stream = TlsConnector::from(Arc::new(config))
+        .connect(name, tcp)
+        .await
+        .map_err(|error| ConnectError::from_io(&error))?;
     let binding =
         stream.get_ref().1.peer_certificates().and_then(|chain| chain.first()).and_then(|leaf| binding(leaf));
     Ok(Transport::Encrypted { stream: Box::new(stream), binding })

@@ -18,7 +18,7 @@ async fn tls_server(authority: &Authority, name: &str, hba: &str) -> Server {
 fn with_mode(server: &Server, mode: TlsMode, ca: Option<&Authority>) -> (Endpoint, TempDir) {
     let folder = tempfile::tempdir().unwrap();
     let mut endpoint = endpoint(server, "postgres");
-    endpoint.files.tls = folder.path().to_owned();
+    folder.path().clone_into(&mut endpoint.files.tls);
     if let Some(ca) = ca {
         write(folder.path(), "ca/ca.crt", &ca.pem);
     }
