@@ -74,7 +74,12 @@ async fn wait_for(server: &Server, query: &str, expected: &str) -> Result<()> {
 #[tokio::main]
 async fn main() -> Result<()> {
     let count: u64 = std::env::args().nth(1).map_or(Ok(1_000_000), |text| text.parse())?;
-    let builder = || Server::builder(Version::V15).fsync(true).setting("max_wal_size", "8GB").setting("shared_buffers", "512MB");
+    let builder = || {
+        Server::builder(Version::V15)
+            .fsync(true)
+            .setting("max_wal_size", "8GB")
+            .setting("shared_buffers", "512MB")
+    };
     let (source, sink) = (builder().start().await?, builder().start().await?);
     for server in [&source, &sink] {
         server.create_database(DATABASE).await?;
@@ -83,9 +88,7 @@ async fn main() -> Result<()> {
     source.run(DATABASE, &rows(1, count)).await?;
     let folder = tempfile::tempdir()?;
     let (file, state) = (folder.path().join("pipeline.yaml"), folder.path().join("state"));
-    let connection = |server: &Server| {
-        json!({"host": "127.0.0.1", "port": server.port, "database": DATABASE, "credentialsSecret": "unused", "tls": {"mode": "disable"}})
-    };
+    let connection = |server: &Server| json!({"host": "127.0.0.1", "port": server.port, "database": DATABASE, "credentialsSecret": "unused", "tls": {"mode": "disable"}});
     let manifest = json!({
         "apiVersion": "penstock.dev/v1alpha1", "kind": "CdcPipeline", "metadata": {"name": "bench"},
         "spec": {
@@ -119,6 +122,10 @@ async fn main() -> Result<()> {
 
 fn report(what: &str, rows: u64, took: Duration, worker: &Worker) -> Result<()> {
     let milliseconds = u64::try_from(took.as_millis())?.max(1);
-    println!("{what}: {rows} rows in {milliseconds} ms, {} rows/s, peak {} MiB", rows * 1000 / milliseconds, worker.peak_mib()?);
+    println!(
+        "{what}: {rows} rows in {milliseconds} ms, {} rows/s, peak {} MiB",
+        rows * 1000 / milliseconds,
+        worker.peak_mib()?
+    );
     Ok(())
 }

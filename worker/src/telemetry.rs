@@ -34,18 +34,21 @@ pub fn install(filter: &str, target: LogTarget) -> anyhow::Result<Telemetry> {
     let filter = EnvFilter::try_new(filter)
         .map_err(|error| anyhow::anyhow!("the log filter `{filter}` is not valid: {error}"))?;
     let logs = match target {
-        LogTarget::Stdout if !std::io::stdout().is_terminal() => {
-            tracing_subscriber::fmt::layer().json().flatten_event(true).with_current_span(true).with_span_list(false).boxed()
-        }
+        LogTarget::Stdout if !std::io::stdout().is_terminal() => tracing_subscriber::fmt::layer()
+            .json()
+            .flatten_event(true)
+            .with_current_span(true)
+            .with_span_list(false)
+            .boxed(),
         LogTarget::Stdout => tracing_subscriber::fmt::layer().compact().boxed(),
         LogTarget::Stderr => {
             tracing_subscriber::fmt::layer().compact().with_target(false).with_writer(std::io::stderr).boxed()
         }
     };
     let tracer = exporter()?;
-    let traces = tracer.as_ref().map(|provider| {
-        tracing_opentelemetry::layer().with_tracer(provider.tracer(SERVICE)).boxed()
-    });
+    let traces = tracer
+        .as_ref()
+        .map(|provider| tracing_opentelemetry::layer().with_tracer(provider.tracer(SERVICE)).boxed());
     tracing_subscriber::registry().with(filter).with(logs).with(traces).try_init()?;
     Ok(Telemetry { tracer })
 }
