@@ -3,11 +3,16 @@
 //! An old snapshot silently reads **no rows** of a table that was rewritten since (TRUNCATE, VACUUM FULL,
 //! CLUSTER, most ALTER TYPE). So a leader session holds ACCESS SHARE on every table, which keeps rewrites out,
 //! and the file of each table must be, before the first chunk and after the last, the one that the snapshot sees.
+//!
+//! A rewrite that comes meanwhile waits for the leader, and whoever needs the table after it waits for the rewrite.
+//! Were a reader among those, all three would wait forever, and no deadlock would be detected: the leader waits for
+//! nothing in the database. So a reader takes the same locks before it reads anything, and never waits for them.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
 use tokio_postgres::CopyOutStream;
+use tokio_postgres::error::SqlState;
 use tracing::debug;
 
 use super::error::SourceError;
@@ -29,6 +34,8 @@ pub struct TableCopy {
     leader: Session,
     /// The snapshot as the leader exports it to the readers.
     snapshot_name: String,
+    /// Takes ACCESS SHARE on every table; nothing to do when there is none.
+    lock: Option<String>,
     tables: BTreeMap<RelationId, TableName>,
     files: Files,
     block_bytes: u64,
@@ -66,11 +73,10 @@ impl TableCopy {
     ) -> Result<Self, SourceError> {
         let failed = |error: tokio_postgres::Error| SourceError::sql(&error, "opening the snapshot");
         let leader = open_session(endpoint, slot, snapshot_name).await?;
-        if !tables.is_empty() {
-            let names: Vec<String> = tables.iter().map(|table| table.name.quoted()).collect();
-            let sql = format!("LOCK TABLE {} IN ACCESS SHARE MODE", names.join(", "));
+        let lock = lock_statement(tables);
+        if let Some(lock) = &lock {
             let what = "the tables are copied when nobody holds them exclusively at the source";
-            with_patience(leader.batch_execute(&sql), what).await.map_err(failed)?;
+            with_patience(leader.batch_execute(lock), what).await.map_err(failed)?;
         }
         let row = leader
             .query_one(
@@ -87,6 +93,7 @@ impl TableCopy {
             snapshot_name: row.get(0),
             block_bytes: u64::try_from(row.get::<_, i64>(1)).unwrap_or(8192).max(1),
             leader,
+            lock,
             tables,
             files,
         })
@@ -112,9 +119,19 @@ impl TableCopy {
             .collect()
     }
 
-    /// A session of its own at the same snapshot. One chunk is read on it at a time.
+    /// A session of its own at the same snapshot. One chunk is read on it at a time. Readers are opened before
+    /// the first chunk is read: one that would have to wait for somebody's rewrite makes way for it.
     pub async fn reader(&self) -> Result<ChunkReader, SourceError> {
         let session = open_session(&self.endpoint, &self.slot, &self.snapshot_name).await?;
+        if let Some(lock) = &self.lock {
+            session.batch_execute(&format!("{lock} NOWAIT")).await.map_err(|error| {
+                if error.code() == Some(&SqlState::LOCK_NOT_AVAILABLE) {
+                    SourceError::MadeWay
+                } else {
+                    SourceError::sql(&error, "opening the snapshot")
+                }
+            })?;
+        }
         Ok(ChunkReader { session })
     }
 
@@ -137,6 +154,11 @@ impl TableCopy {
         self.leader.close().await;
         Ok(())
     }
+}
+
+fn lock_statement(tables: &[SourceTable]) -> Option<String> {
+    let names: Vec<String> = tables.iter().map(|table| table.name.quoted()).collect();
+    (!names.is_empty()).then(|| format!("LOCK TABLE {} IN ACCESS SHARE MODE", names.join(", ")))
 }
 
 /// A session at the snapshot. The empty `search_path` makes every printed name qualified.

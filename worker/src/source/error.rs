@@ -165,6 +165,9 @@ pub enum SourceError {
         /// `rewritten`, `dropped`, `given other partitions`.
         what: &'static str,
     },
+    /// Somebody waits to rewrite a table that is about to be copied.
+    #[error("Somebody waits to rewrite a table that is about to be copied; it is copied when that is done.")]
+    MadeWay,
     /// The slot stands past the place from where changes are needed: the source would leave them out silently.
     #[error(
         "The replication slot {slot} stands at {confirmed}, past {start}, which the sink has: the sink lost \
@@ -203,7 +206,7 @@ impl SourceError {
             Self::SlotInvalidated { .. } => Reason::SlotInvalidated,
             Self::SlotAhead { .. } => Reason::SinkLostCommits,
             Self::Changed(_) => Reason::SourceChanged,
-            Self::Rewritten { .. } => Reason::TableRewritten,
+            Self::Rewritten { .. } | Self::MadeWay => Reason::TableRewritten,
             Self::Protocol(_) => Reason::ProtocolViolation,
         }
     }

@@ -1,6 +1,7 @@
 //! Copying what is there.
 
 use std::pin::pin;
+use std::time::Duration;
 
 use futures::{SinkExt, StreamExt};
 use penstock_crds::report::Reason;
@@ -113,6 +114,57 @@ async fn rewrites_are_kept_out_while_the_copy_is_open_and_a_lost_leader_voids_it
     server.run("postgres", "TRUNCATE t").await.unwrap();
     let failure = Failure::from(copy.finish().await.unwrap_err());
     assert_says(&failure, Reason::SourceUnreachable, &[]);
+}
+
+#[tokio::test]
+async fn a_rewrite_that_waits_for_the_copy_never_holds_up_its_readers() {
+    let server = Server::start(Version::V15).await.unwrap();
+    let (endpoint, tables, snapshot) = snapshot_of_t(&server).await;
+    let copy = snapshot.open_copy(&endpoint, &tables).await.unwrap();
+    drop(snapshot);
+    let rewriter = session(&endpoint).await;
+    let rewrite = async {
+        rewriter.batch_execute("TRUNCATE t").await.unwrap();
+    };
+    let late_reader = async {
+        wait_for_waiting_rewrite(&server).await;
+        let failure =
+            Failure::from(copy.reader().await.expect_err("a reader must not queue behind the rewrite"));
+        assert_says(&failure, Reason::TableRewritten, &["waits to rewrite"]);
+        drop(copy);
+    };
+    within_ten_seconds(async { tokio::join!(rewrite, late_reader) }).await;
+
+    server.run("postgres", "INSERT INTO t VALUES (1, 'one')").await.unwrap();
+    let snapshot = create_slot(&endpoint, &test_slot(), Durability::Temporary).await.unwrap();
+    let copy = snapshot.open_copy(&endpoint, &tables).await.unwrap();
+    let reader = copy.reader().await.unwrap();
+    let rewrite = async {
+        rewriter.batch_execute("TRUNCATE t").await.unwrap();
+    };
+    let early_reader = async {
+        wait_for_waiting_rewrite(&server).await;
+        let chunk = copy.chunks(&tables[0]).remove(0);
+        let rows = reader.read(&chunk, &copied_columns(&tables[0])).await.unwrap();
+        let bytes: usize = rows.map(|bytes| bytes.unwrap().len()).collect::<Vec<_>>().await.iter().sum();
+        assert!(bytes > 21, "more than header and trailer: {bytes}");
+        reader.close().await;
+        copy.finish().await.unwrap();
+    };
+    within_ten_seconds(async { tokio::join!(rewrite, early_reader) }).await;
+}
+
+async fn within_ten_seconds<T>(work: impl Future<Output = T>) -> T {
+    tokio::time::timeout(Duration::from_secs(10), work)
+        .await
+        .expect("leader, reader and rewrite wait for each other")
+}
+
+async fn wait_for_waiting_rewrite(server: &Server) {
+    let waiting = "SELECT count(*) FROM pg_locks WHERE relation = 't'::regclass AND NOT granted";
+    while server.value("postgres", waiting).await.unwrap() == "0" {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
 }
 
 #[tokio::test]
