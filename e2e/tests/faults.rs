@@ -12,7 +12,11 @@ use kube::api::{Api, DeleteParams, LogParams};
 use penstock_e2e::kubernetes::{
     Cluster, Database, OPERATOR_NAMESPACE, PASSWORD, Pipeline, eventually, kill_container, manifest,
 };
+use tokio::sync::Mutex;
 use tokio::task::JoinHandle;
+
+/// Both tests take the operator away: not at the same time.
+static OPERATOR: Mutex<()> = Mutex::const_new(());
 
 const TABLES: [&str; 2] = ["accounts", "journal"];
 const SCHEMA: &str = "
@@ -107,6 +111,7 @@ async fn all_logs(cluster: &Cluster, namespace: &str, labels: &str) -> Result<St
 
 #[tokio::test(flavor = "multi_thread")]
 async fn worker_operator_sink_and_source_killed_in_turn_lose_and_double_nothing() -> Result<()> {
+    let _alone = OPERATOR.lock().await;
     let cluster = Cluster::connect().await?;
     let namespace = cluster.namespace("faults").await?;
     let (source, sink) = tokio::try_join!(
@@ -154,6 +159,7 @@ async fn worker_operator_sink_and_source_killed_in_turn_lose_and_double_nothing(
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_second_operator_takes_over_when_the_first_is_asked_to_stop() -> Result<()> {
+    let _alone = OPERATOR.lock().await;
     let cluster = Cluster::connect().await?;
     ensure!(operator_pods(&cluster).await?.len() >= 2, "the operator is installed with two replicas for this test");
     let first = leader(&cluster).await?;

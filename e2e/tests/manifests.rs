@@ -39,7 +39,7 @@ async fn bad_manifests_are_refused_with_a_sentence_that_helps() -> Result<()> {
         ("/spec/worker/storage/size", json!("big"), "at least 16Mi"),
         ("/spec/source/postgres/tables", json!([]), "at least 1"),
         ("/spec/source/postgres/tables", json!(["orders"]), "write schema.table"),
-        ("/spec/source/postgres/tables", json!(["public.orders", "public.orders"]), "written twice"),
+        ("/spec/source/postgres/tables", json!(["public.orders", "public.orders"]), "duplicate entries for key"),
         ("/spec/source/postgres/tables", json!(["pg_catalog.pg_class"]), "cannot be copied"),
         ("/spec/source/postgres/connection/host", json!("postgres://db/shop"), "without scheme"),
         ("/spec/source/postgres/connection/port", json!(70_000), "65535"),
