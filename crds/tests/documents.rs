@@ -1,6 +1,9 @@
 //! What the documents say, held against the code: the examples are accepted, and every reason that a condition
 //! can have is explained, with what happens by itself and what a person has to do.
 
+// Helpers of a test are tests too, which the lints do not see.
+#![allow(clippy::panic, clippy::unwrap_used)]
+
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
