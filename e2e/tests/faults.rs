@@ -71,7 +71,7 @@ async fn operator_pods(cluster: &Cluster) -> Result<Vec<Pod>> {
 
 async fn leader(cluster: &Cluster) -> Result<String> {
     let leases: Api<Lease> = Api::namespaced(cluster.client.clone(), OPERATOR_NAMESPACE);
-    eventually("an operator leads", Duration::from_secs(60), || async {
+    eventually("an operator leads", Duration::from_mins(1), || async {
         let lease = leases.list(&kube::api::ListParams::default()).await?.items.into_iter().next();
         Ok(lease.and_then(|lease| lease.spec?.holder_identity).filter(|holder| !holder.is_empty()))
     })
@@ -82,7 +82,7 @@ async fn wait_until_caught_up(source: &Database, sink: &Database) -> Result<()> 
     source.execute("SELECT pg_logical_emit_message(true, 'test', 'a transaction to end with')").await?;
     let end = source.text("SELECT pg_current_wal_flush_lsn()").await?;
     let query = format!("SELECT min(end_lsn) >= '{end}'::pg_lsn FROM penstock.checkpoint");
-    eventually("the sink has caught up", Duration::from_secs(120), || async {
+    eventually("the sink has caught up", Duration::from_mins(2), || async {
         Ok((sink.text(&query).await? == "t").then_some(()))
     })
     .await
