@@ -53,7 +53,7 @@ pub struct RunArguments {
     #[arg(long, env = "PENSTOCK_SHARD", default_value_t = 0)]
     pub shard: u16,
 
-    /// Folder for the checkpoint; by default ~/.local/state/penstock/<namespace>-<name>-<shard>
+    /// Folder for the checkpoint; by default `~/.local/state/penstock/NAMESPACE-NAME-SHARD`
     #[arg(long, env = "PENSTOCK_STATE_DIR", value_name = "DIR")]
     pub state_dir: Option<PathBuf>,
 
