@@ -5,4 +5,4 @@ SELECT 'CREATE ROLE penstock LOGIN'
 WHERE NOT EXISTS (SELECT FROM pg_roles WHERE rolname = 'penstock') \gexec
 ALTER ROLE penstock PASSWORD :'password';
 GRANT CREATE ON DATABASE warehouse TO penstock;
-GRANT CREATE ON SCHEMA public TO penstock;
+GRANT CREATE, USAGE ON SCHEMA public TO penstock;

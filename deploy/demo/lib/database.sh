@@ -10,6 +10,7 @@ start_databases() {
   start_database warehouse-db warehouse
   wait_for_database shop-db shop
   wait_for_database warehouse-db warehouse
+  in_demo get cdcpipeline "$PIPELINE" >/dev/null 2>&1 || forget_earlier_pipelines
   fill shop-db shop
   fill warehouse-db warehouse
 }
@@ -40,6 +41,15 @@ fill() {
   { printf "\\\\set password '%s'\n" "$password" && cat "deploy/demo/$2.sql"; } |
     in_demo exec -i "$1-0" -- psql --no-psqlrc --quiet --username=postgres --dbname="$2" >"$LOGS/fill-$2.log" 2>&1 ||
     die "the database $2 was not filled: see $LOGS/fill-$2.log"
+}
+
+# Copied tables stay when a pipeline is deleted, and with `Retain` its slot and state, too. A new pipeline would
+# refuse to write into them.
+forget_earlier_pipelines() {
+  local slots="SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE slot_name LIKE 'penstock%'"
+  shop "$slots" >"$LOGS/forget.log" 2>&1 || die "an earlier slot was not dropped: see $LOGS/forget.log, or make demo-down"
+  warehouse 'DROP SCHEMA IF EXISTS penstock, public CASCADE; CREATE SCHEMA public' >>"$LOGS/forget.log" 2>&1 ||
+    die "the warehouse could not be emptied: see $LOGS/forget.log, or make demo-down"
 }
 
 # sql SERVER DATABASE STATEMENT: its rows, unaligned, separated by |.

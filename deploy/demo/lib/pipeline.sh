@@ -39,17 +39,16 @@ stop_watching() {
 watch_status() {
   local kind name status reason message now
   declare -A seen=()
-  while IFS=$'\t' read -r kind name status reason message; do
-    # A message of several lines goes on in lines that are neither.
-    [[ $kind == phase || $kind == condition ]] || continue
+  while IFS='|' read -r kind name status reason message; do
     now="$status $reason"
     [[ ${seen[$kind$name]:-} != "$now" ]] || continue
     seen[$kind$name]=$now
-    if [[ $kind == phase ]]; then
-      say "phase ${BOLD}${status:--}${PLAIN}"
-    else
-      say "$(printf '%-17s %s%-7s%s %s' "$name" "$(colour_of "$status")" "$status" "$PLAIN" "$reason: ${message:0:70}")"
-    fi
+    case $name in
+      phase) say "phase ${BOLD}${status:--}${PLAIN}" && continue ;;
+      # Their sentence is that of Ready.
+      Reconciling | Stalled) message='' ;;
+    esac
+    say "$(printf '  %-16s %s%-7s%s %-15s %s' "$name" "$(colour_of "$status")" "$status" "$PLAIN" "$reason" "${message:0:80}")"
   done < <(follow_status)
 }
 
@@ -62,18 +61,31 @@ colour_of() {
 }
 
 # One line per phase and condition at each change of the object; the API server ends a watch now and then.
+# kubectl would make blanks of tabs.
 follow_status() {
-  local template='{"phase\tphase\t"}{.status.phase}{"\n"}'
-  template+='{range .status.conditions[*]}{"condition\t"}{.type}{"\t"}{.status}{"\t"}{.reason}{"\t"}{.message}{"\n"}{end}'
+  local template='{"phase|phase|"}{.status.phase}{"\n"}'
+  template+='{range .status.conditions[*]}{"condition|"}{.type}{"|"}{.status}{"|"}{.reason}{"|"}{.message}{"\n"}{end}'
   while :; do
     in_demo get cdcpipeline "$PIPELINE" --watch --output="jsonpath=$template" 2>/dev/null || true
     sleep 1
   done
 }
 
+# wait_until_ready SECONDS: what needs a person does not pass by waiting.
 wait_until_ready() {
-  in_demo wait "cdcpipeline/$PIPELINE" --for=condition=Ready --timeout="${1}s" >"$LOGS/ready.log" 2>&1 ||
-    die "the pipeline is not ready after $1 s: kubectl -n $NAMESPACE describe cdcpipeline $PIPELINE"
+  local deadline=$((SECONDS + $1)) stalled=0
+  until [[ $(condition Ready status) == True ]]; do
+    if [[ $(condition Stalled status) == True ]]; then stalled=$((stalled + 1)); else stalled=0; fi
+    ((stalled < 30)) || die "the pipeline needs a person: $(condition Stalled reason): $(condition Stalled message)"
+    ((SECONDS < deadline)) ||
+      die "the pipeline is not ready after $1 s: kubectl -n $NAMESPACE describe cdcpipeline $PIPELINE"
+    sleep 1
+  done
+}
+
+# condition TYPE FIELD
+condition() {
+  in_demo get cdcpipeline "$PIPELINE" --output="jsonpath={.status.conditions[?(@.type=='$1')].$2}" 2>/dev/null || true
 }
 
 worker_pod() {
@@ -93,8 +105,9 @@ kill_worker() {
   container=$(worker_status "$pod" containerID)
   restarts=$(worker_status "$pod" restartCount)
   IFS='|' read -r epoch _ < <(sink_run) || die "the sink knows no run of the pipeline"
+  say "${RED}SIGKILL${PLAIN} to the worker's process in pod $pod"
   if killed=$(kill_on_node "$node" "${container#*://}"); then
-    say "${RED}SIGKILL${PLAIN} to the worker: process $killed of pod $pod"
+    say "process $killed of node $node was killed"
     within 60 has_restarted "$pod" "$restarts" || die "the worker was not started again: kubectl -n $NAMESPACE describe pod $pod"
   else
     say "this cluster allows no privileged pod (${killed:0:100}...): the worker's pod is deleted without notice instead"

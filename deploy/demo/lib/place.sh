@@ -4,7 +4,7 @@
 # shellcheck shell=bash
 # shellcheck disable=SC2034 # those are read by the other parts
 
-readonly LOCAL_CLUSTER=demo
+readonly LOCAL_CLUSTER=${PENSTOCK_DEMO_CLUSTER:-demo}
 
 check_place() {
   case ${CLUSTER:-local} in
