@@ -123,6 +123,10 @@ pub struct WorkerPod {
     pub revision: RevisionName,
     /// Its shard.
     pub shard: u16,
+    /// Its UID, so that a deletion never meets its successor.
+    pub uid: String,
+    /// Hash of what it was made from; empty when it does not say.
+    pub made_from: String,
     /// It is being deleted.
     pub is_deleting: bool,
     /// What keeps it from running.

@@ -12,7 +12,7 @@ use std::sync::Mutex;
 use jiff::Timestamp;
 use k8s_openapi::api::apps::v1::{ControllerRevision, StatefulSet};
 use k8s_openapi::api::batch::v1::Job;
-use k8s_openapi::api::core::v1::{ConfigMap, PersistentVolumeClaim, Secret};
+use k8s_openapi::api::core::v1::{ConfigMap, PersistentVolumeClaim, Pod, Secret};
 use kube::api::{DeleteParams, Patch, PatchParams, Preconditions};
 use kube::core::NamespaceResourceScope;
 use kube::{Api, Client, Resource, ResourceExt as _};
@@ -205,6 +205,7 @@ impl Applier {
             }
             DoomedKind::ConfigMap => self.delete_object::<ConfigMap>(world, doomed).await,
             DoomedKind::ControllerRevision => self.delete_object::<ControllerRevision>(world, doomed).await,
+            DoomedKind::Pod => self.delete_object::<Pod>(world, doomed).await,
             DoomedKind::Job => self.delete_object::<Job>(world, doomed).await,
         }
     }

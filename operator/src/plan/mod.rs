@@ -86,6 +86,8 @@ pub enum DoomedKind {
     ConfigMap,
     /// A revision beyond the number that is kept.
     ControllerRevision,
+    /// A worker that was made from something older; the StatefulSet makes it anew.
+    Pod,
     /// A clean-up Job that is not needed or not as it should be.
     Job,
 }

@@ -4,10 +4,9 @@ use penstock_crds::conditions::{ConditionReason, OperatorReason};
 use penstock_crds::report::{Policy, Problem, Reason, WorkerPhase};
 use penstock_crds::status::Phase;
 
-use super::secrets;
 use super::shards::{Shard, reporting};
 use super::stage::{Stage, others};
-use crate::world::{KnownRevision, PodTrouble, World};
+use crate::world::{KnownRevision, PodTrouble, WorkerPod, World};
 
 /// Status of a condition.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -99,7 +98,9 @@ pub(super) fn of(world: &World, stage: &Stage<'_>) -> Verdict {
         Stage::Hold { missing } => Verdict::stuck(Reason::CredentialsMissing, missing.clone()),
         Stage::Stop { target } => of_stop(world, target),
         Stage::Run { replicas: 0, .. } => of_pause(world),
-        Stage::Run { shards, .. } => of_run(world, shards),
+        Stage::Run { shards, outdated, missing, .. } => {
+            of_update(outdated, missing.as_deref()).unwrap_or_else(|| of_run(shards, missing.as_deref()))
+        }
     }
 }
 
@@ -141,12 +142,27 @@ fn of_pause(world: &World) -> Verdict {
     }
 }
 
+/// What workers of an older spec say tells nothing about this one.
+fn of_update(outdated: &[&WorkerPod], missing: Option<&str>) -> Option<Verdict> {
+    if outdated.is_empty() {
+        return None;
+    }
+    if let Some(missing) = missing {
+        let message = format!("{missing}. The workers run with the spec as it was before");
+        return Some(Verdict::stuck(Reason::CredentialsMissing, message));
+    }
+    let names: Vec<&str> = outdated.iter().map(|pod| pod.name.as_str()).collect();
+    let message =
+        format!("The workers restart with the changed spec when these pods are gone: {}", names.join(", "));
+    Some(Verdict::moving(Phase::Starting, OperatorReason::Starting, message))
+}
+
 /// The worst that any shard has, the lowest shard first.
-fn of_run(world: &World, shards: &[Shard<'_>]) -> Verdict {
+fn of_run(shards: &[Shard<'_>], missing: Option<&str>) -> Verdict {
     problem(shards, Policy::Halt)
         .map(|(reason, message)| Verdict::stuck(reason, message))
         .or_else(|| trouble(shards))
-        .or_else(|| lacking_secrets(world, shards))
+        .or_else(|| lacking_secrets(shards, missing))
         .or_else(|| {
             problem(shards, Policy::Retry)
                 .map(|(reason, message)| Verdict::moving(Phase::Retrying, reason, message))
@@ -182,10 +198,10 @@ fn trouble(shards: &[Shard<'_>]) -> Option<Verdict> {
 }
 
 /// A missing Secret explains a pod that does not start; workers that run are not concerned.
-fn lacking_secrets(world: &World, shards: &[Shard<'_>]) -> Option<Verdict> {
+fn lacking_secrets(shards: &[Shard<'_>], missing: Option<&str>) -> Option<Verdict> {
     let all_report = shards.iter().all(|shard| reporting(shard).is_some());
-    let missing = secrets::missing(world).filter(|_| !all_report)?;
-    Some(Verdict::stuck(Reason::CredentialsMissing, missing))
+    let missing = missing.filter(|_| !all_report)?;
+    Some(Verdict::stuck(Reason::CredentialsMissing, missing.to_owned()))
 }
 
 fn unschedulable(shards: &[Shard<'_>]) -> Option<Verdict> {

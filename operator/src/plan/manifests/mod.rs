@@ -19,7 +19,7 @@ use serde::Serialize;
 
 pub(crate) use clean_up::clean_up_job;
 pub(crate) use config::{adopted_uid, config_map};
-pub(crate) use stateful_set::stateful_set;
+pub(crate) use stateful_set::{stateful_set, workers_made_from};
 
 use crate::names::{self, Component, LABEL_COMPONENT, LABEL_MANAGED_BY, MANAGED_BY};
 use crate::plan::PlanError;

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 
 use super::scene::*;
 use crate::plan::manifests::{clean_up_job, controller_revision};
-use crate::plan::{Manifest, Plan, Step};
+use crate::plan::{DoomedKind, Manifest, Plan, Step};
 use crate::world::{Answer, CleanUpJob, ControlSecret, PodTrouble, SecretKeys, World};
 
 /// A plan with its objects named, not written out: those have golden files of their own.
@@ -161,6 +161,35 @@ fn a_changed_spec_replaces_the_revision() {
         world.revisions.push(older);
     }
     golden("38_old_revisions_are_forgotten", &world);
+}
+
+#[test]
+fn a_changed_setting_restarts_every_worker_at_once_whatever_state_they_are_in() {
+    let mut world = at_rest();
+    world.pods[1].trouble = Some(PodTrouble::Crashing("the worker ended with code 1: no such host".into()));
+    world.pods[1].answer = Answer::NotRunning;
+    world.pipeline.spec.sink.postgres.batch.max_rows = 7;
+    golden("80_outdated_workers_go", &world);
+    world.pods[1].is_deleting = true;
+    world.pods.remove(0);
+    golden("81_outdated_workers_end", &seen(world));
+
+    let mut world = at_rest();
+    world.pipeline.spec.sink.postgres.batch.max_rows = 7;
+    world.pipeline.spec.paused = true;
+    let is_pod = |step: &Step| matches!(step, Step::Delete(doomed) if doomed.kind == DoomedKind::Pod);
+    assert!(!planned(&world).steps.iter().any(is_pod), "the StatefulSet ends them");
+}
+
+#[test]
+fn a_changed_setting_waits_for_its_secret() {
+    let mut world = at_rest();
+    world.pipeline.spec.source.postgres.connection.credentials_secret = "shop-db-2".into();
+    world.secrets.insert("shop-db-2".into(), SecretKeys::Missing);
+    golden("82_changed_while_its_secret_is_missing", &world);
+    world.secrets.clone_from(&at_rest().secrets);
+    world.secrets.insert("shop-db-2".into(), world.secrets["shop-db"].clone());
+    golden("83_its_secret_is_there", &seen(world));
 }
 
 #[test]
