@@ -97,6 +97,8 @@ pub enum OperatorReason {
     NameTaken,
     /// Two different specs have the same revision name.
     RevisionClash,
+    /// A stored revision cannot be read.
+    RevisionUnreadable,
     /// The API server refuses an object that the pipeline needs.
     ApiRefused,
     /// No node takes a worker's pod.

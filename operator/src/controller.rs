@@ -125,6 +125,9 @@ async fn reconcile(pipeline: &CdcPipeline, context: &Context) -> Result<Action, 
     context.metrics.show(&observed.world, phase(&plan), is_ready(&plan));
     context.remember(&uid, &plan, &applied);
     applied?;
+    if plan.leaves_something_behind() {
+        context.metrics.left_behind();
+    }
     // 5. When is there something to see again?
     Ok(plan.look_again.map_or_else(Action::await_change, |pause| Action::requeue(jittered(pause))))
 }

@@ -25,6 +25,7 @@ pub struct Metrics {
     running: Gauge,
     leader: Gauge,
     malformed: Counter,
+    left_behind: Counter,
     silent: Family<PipelineLabels, Counter>,
     pipelines: Family<PhaseLabels, Gauge>,
     ready: Family<PipelineLabels, Gauge>,
@@ -92,6 +93,7 @@ impl Default for Metrics {
             running: Gauge::default(),
             leader: Gauge::default(),
             malformed: Counter::default(),
+            left_behind: Counter::default(),
             silent: Family::default(),
             pipelines: Family::default(),
             ready: Family::default(),
@@ -122,6 +124,11 @@ impl Metrics {
             "malformed_objects",
             "Times that a stored pipeline could not be read",
             self.malformed.clone(),
+        );
+        operator.register(
+            "left_behind",
+            "Pipelines let go although deletionPolicy Delete could not be carried out: their namespace was deleted",
+            self.left_behind.clone(),
         );
         operator.register(
             "worker_report_failures",
@@ -170,6 +177,11 @@ impl Metrics {
     /// A stored object could not be read.
     pub(crate) fn malformed(&self) {
         self.malformed.inc();
+    }
+
+    /// A pipeline went, and what it leaves in databases stayed against its `deletionPolicy`.
+    pub(crate) fn left_behind(&self) {
+        self.left_behind.inc();
     }
 
     /// Whether this operator leads.

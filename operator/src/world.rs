@@ -28,6 +28,8 @@ pub struct World {
     pub namespace_terminating: bool,
     /// Kept revisions, in no order.
     pub revisions: Vec<KnownRevision>,
+    /// Kept revisions that cannot be read, as `ControllerRevision inventory-r1a2b3c4d: missing field data`.
+    pub unreadable: Vec<String>,
     /// Worker `StatefulSets`, one per revision.
     pub sets: Vec<WorkerSet>,
     /// Worker pods, ending ones too.

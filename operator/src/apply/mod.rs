@@ -113,7 +113,7 @@ impl Applier {
             Step::Apply(manifest) => self.manifest(observed, manifest).await?,
             Step::IssueControlSecret => self.issue_control_secret(observed).await?,
             Step::Delete(doomed) => self.delete(world, doomed).await?,
-            Step::Emit(event) => self.publisher.publish(&world.pipeline, event).await,
+            Step::Emit(event) => self.publisher.publish(&world.pipeline, event).await?,
         }
         Ok(())
     }
@@ -242,6 +242,9 @@ fn version<K: Resource>(kind: &str, object: &K) -> String {
         _ => object.resource_version().unwrap_or_default(),
     }
 }
+
+#[cfg(test)]
+mod tests;
 
 /// A control Secret as it is issued.
 #[cfg(test)]

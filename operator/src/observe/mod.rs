@@ -91,13 +91,15 @@ impl Observer {
         let mut pods = objects.worker_pods(&identity, now);
         self.workers.ask(&identity, &mut pods, material.as_ref()).await;
 
+        let (revisions, unreadable) = objects.known_revisions(&identity);
         let world = World {
             now: Timestamp::now(),
             default_image: self.default_image.clone(),
             pipeline: pipeline.clone(),
             uid: identity.uid.clone(),
             namespace_terminating,
-            revisions: objects.known_revisions(&identity),
+            revisions,
+            unreadable,
             sets: objects.worker_sets(&identity),
             pods: pods.into_iter().map(|pod| pod.worker).collect(),
             claims: objects.claims(&identity),

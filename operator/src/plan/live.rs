@@ -25,7 +25,7 @@ pub(super) fn plan(world: &World) -> Result<Plan, PlanError> {
 fn steps(world: &World, stage: &Stage<'_>) -> Result<Vec<Step>, PlanError> {
     match stage {
         Stage::Unguarded => Ok(vec![Step::AddFinalizer]),
-        Stage::NameTaken(_) | Stage::Clash(_) | Stage::Hold { .. } => Ok(Vec::new()),
+        Stage::NameTaken(_) | Stage::Unreadable(_) | Stage::Clash(_) | Stage::Hold { .. } => Ok(Vec::new()),
         Stage::Mint(revision) => Ok(vec![
             Step::Apply(manifests::controller_revision(world, revision)?),
             Step::Emit(PlannedEvent::minted(revision)),

@@ -22,6 +22,7 @@ pub use events::{EventKind, PlannedEvent};
 pub use manifests::Manifest;
 pub(crate) use secrets::required as secrets_required;
 
+use self::events::LEFT_BEHIND;
 use crate::world::World;
 
 /// How often a pipeline is looked at when nothing happens: workers are asked that often.
@@ -44,6 +45,12 @@ impl Plan {
     /// Nothing to do until the object changes.
     fn nothing() -> Self {
         Self { steps: Vec::new(), waits_for: None, status: None, look_again: None }
+    }
+
+    /// Whether it lets a pipeline go whose `deletionPolicy: Delete` cannot be carried out.
+    pub(crate) fn leaves_something_behind(&self) -> bool {
+        let is_left_behind = |step: &Step| matches!(step, Step::Emit(event) if event.reason == LEFT_BEHIND);
+        self.steps.iter().any(is_left_behind)
     }
 }
 

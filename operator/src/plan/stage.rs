@@ -15,6 +15,8 @@ pub(super) enum Stage<'a> {
     Unguarded,
     /// Somebody else's objects have names the pipeline needs. Next: `Mint`, when they are gone.
     NameTaken(&'a [String]),
+    /// Kept revisions cannot be read, so nobody knows what runs. Next: `Mint`, when they can be or are gone.
+    Unreadable(&'a [String]),
     /// Two specs have one revision name. Next: `Mint`, when the spec is another.
     Clash(RevisionName),
     /// The spec means a revision that is not the newest. Next: `Hold`, `Stop` or `Run`, when it is.
@@ -48,6 +50,9 @@ pub(super) enum Stage<'a> {
 pub(super) fn stage(world: &World) -> Result<Stage<'_>, PlanError> {
     if !world.has_finalizer() {
         return Ok(Stage::Unguarded);
+    }
+    if !world.unreadable.is_empty() {
+        return Ok(Stage::Unreadable(&world.unreadable));
     }
     let target = match target(world)? {
         Target::Clash(known) => return Ok(Stage::Clash(known.name)),
@@ -101,6 +106,7 @@ pub(super) fn others_are_over(stage: &Stage<'_>) -> bool {
         Stage::Run { shards, .. } => all_stream(shards),
         Stage::Unguarded
         | Stage::NameTaken(_)
+        | Stage::Unreadable(_)
         | Stage::Clash(_)
         | Stage::Mint(_)
         | Stage::Hold { .. }

@@ -154,6 +154,7 @@ fn shards_of<'a, 'w>(stage: &'a Stage<'w>) -> &'a [Shard<'w>] {
         Stage::Run { shards, .. } => shards,
         Stage::Unguarded
         | Stage::NameTaken(_)
+        | Stage::Unreadable(_)
         | Stage::Clash(_)
         | Stage::Mint(_)
         | Stage::Hold { .. }
@@ -177,6 +178,7 @@ fn stable_revision(stage: &Stage<'_>) -> Option<RevisionName> {
         }
         Stage::Unguarded
         | Stage::NameTaken(_)
+        | Stage::Unreadable(_)
         | Stage::Clash(_)
         | Stage::Mint(_)
         | Stage::Hold { .. }

@@ -89,6 +89,13 @@ pub(super) fn of(world: &World, stage: &Stage<'_>) -> Verdict {
                 taken.join(", ")
             ),
         ),
+        Stage::Unreadable(revisions) => Verdict::stuck(
+            OperatorReason::RevisionUnreadable,
+            format!(
+                "Stored revisions cannot be read, so nothing is changed: {}. Run the version of the operator that stored them, or delete them: what the spec says is minted anew",
+                revisions.join("; ")
+            ),
+        ),
         Stage::Clash(name) => Verdict::stuck(
             OperatorReason::RevisionClash,
             format!(

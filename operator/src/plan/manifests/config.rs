@@ -58,7 +58,13 @@ fn worker_metadata(world: &World) -> Value {
 
 /// UID of the deleted pipeline whose state this one takes over.
 pub(crate) fn adopted_uid(pipeline: &CdcPipeline) -> Option<&str> {
-    pipeline.metadata.annotations.as_ref()?.get(ANNOTATION_ADOPT).map(String::as_str)
+    pipeline
+        .metadata
+        .annotations
+        .as_ref()?
+        .get(ANNOTATION_ADOPT)
+        .map(String::as_str)
+        .filter(|uid| !uid.is_empty())
 }
 
 /// What only the operator acts on is left at its default, so that changing it restarts no worker.

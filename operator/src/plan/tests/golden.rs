@@ -87,6 +87,9 @@ fn what_keeps_workers_from_starting_is_said() {
     let mut world = minted();
     world.revisions[0].minted.data.tables = vec!["other.tables".into()];
     golden("14_revision_name_clash", &world);
+    let mut world = at_rest();
+    world.unreadable = vec!["ControllerRevision inventory-r1a2b3c4d: missing field `shards`".into()];
+    golden("19_revision_unreadable", &world);
 
     golden(
         "15_image_pull_fails",
@@ -209,8 +212,13 @@ fn deletion_goes_step_by_step() {
     golden("51_retained", &stopped(DeletionPolicy::Retain));
     let mut world = stopped(DeletionPolicy::Retain);
     let annotations = BTreeMap::from([(ANNOTATION_ADOPT.to_owned(), "an-older-uid".to_owned())]);
-    world.pipeline.metadata.annotations = Some(annotations);
+    world.pipeline.metadata.annotations = Some(annotations.clone());
     golden("52_retained_by_an_heir", &world);
+    world.pipeline.status.as_mut().unwrap().stable_revision = None;
+    golden("55_retained_by_an_heir_that_may_not_have_started", &world);
+    let mut world = stopped(DeletionPolicy::Retain);
+    world.refused = Some("creating the Event: exceeded quota".into());
+    golden("56_what_is_retained_cannot_be_told", &world);
     golden("53_never_minted", &deleted(guarded()));
     golden("54_not_ours_to_hold", &deleted(created()));
 
@@ -240,6 +248,8 @@ fn deletion_goes_step_by_step() {
     golden("65_volumes_go", &world);
     world.claims.clear();
     golden("66_cleaned_up", &world);
+    world.pipeline.metadata.annotations = Some(annotations);
+    golden("74_an_heir_is_cleaned_up", &world);
 
     let mut world = stopped(DeletionPolicy::Delete);
     world.secrets.insert("shop-db".into(), SecretKeys::Missing);
@@ -260,6 +270,27 @@ fn deletion_goes_step_by_step() {
     let mut world = stopped(DeletionPolicy::Delete);
     world.namespace_terminating = true;
     golden("68_namespace_goes", &world);
+    assert!(planned(&world).leaves_something_behind());
+    world.pipeline.spec.deletion_policy = DeletionPolicy::Retain;
+    golden("75_namespace_goes_and_the_state_is_retained", &world);
+    assert!(!planned(&world).leaves_something_behind());
+}
+
+#[test]
+fn how_to_adopt_is_said_first_and_the_longest_note_fits_an_event() {
+    let mut world = stopped(DeletionPolicy::Retain);
+    let revision = world.revisions[0].name.clone();
+    world.claims = (0..64).map(|shard| owned(&revision, &format!("state-{shard}"))).collect();
+    let spec = &mut world.pipeline.spec;
+    spec.worker.shards = 64;
+    for connection in [&mut spec.source.postgres.connection, &mut spec.sink.postgres.connection] {
+        connection.host = "h".repeat(253);
+        connection.database = "d".repeat(63);
+    }
+    let steps = planned(&world).steps;
+    let Some(Step::Emit(event)) = steps.first() else { panic!("{steps:?}") };
+    assert!(event.note.starts_with(&format!("A CdcPipeline with the annotation {ANNOTATION_ADOPT}: {UID} ")));
+    assert!(event.note.len() <= 1024, "{}", event.note.len());
 }
 
 #[test]

@@ -62,6 +62,7 @@ pub(crate) fn created() -> World {
         uid: UID.into(),
         namespace_terminating: false,
         revisions: Vec::new(),
+        unreadable: Vec::new(),
         sets: Vec::new(),
         pods: Vec::new(),
         claims: Vec::new(),
