@@ -16,8 +16,8 @@ use k8s_openapi::api::core::v1::{ConfigMap, PersistentVolumeClaim, Pod, Secret};
 use kube::api::{DeleteParams, Patch, PatchParams, Preconditions};
 use kube::core::NamespaceResourceScope;
 use kube::{Api, Client, Resource, ResourceExt as _};
-use penstock_crds::CdcPipeline;
 use penstock_crds::names::{FIELD_MANAGER, FINALIZER};
+use penstock_crds::{CdcPipeline, CdcPipelineStatus};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::json;
@@ -83,9 +83,18 @@ impl Applier {
     pub(crate) async fn carry_out(&self, observed: &Observed, plan: &Plan) -> Result<(), ApplyError> {
         let steps = self.steps(observed, &plan.steps).await;
         if let Some(status) = &plan.status {
-            status::write(&self.client, &observed.world, status).await?;
+            status::write(&self.client, &observed.world.pipeline, status).await?;
         }
         steps
+    }
+
+    /// Writes the status of a pipeline that could not be observed.
+    pub(crate) async fn say(
+        &self,
+        pipeline: &CdcPipeline,
+        status: &CdcPipelineStatus,
+    ) -> Result<(), CallError> {
+        status::write(&self.client, pipeline, status).await
     }
 
     /// Forgets a pipeline that is gone.

@@ -242,6 +242,7 @@ fn worker_set(set: &StatefulSet) -> Option<WorkerSet> {
     Some(WorkerSet {
         object: owned(set)?,
         replicas_wanted,
+        is_observed: is_current,
         is_observed_empty: replicas_wanted == 0 && is_current && is_empty,
         is_deleting: set.metadata.deletion_timestamp.is_some(),
     })

@@ -143,7 +143,7 @@ fn clean_up(world: &World, last: &KnownRevision) -> Result<Plan, PlanError> {
         Some(job) if job.made_from != made_from || job.is_deleting => {
             Ok(remove_job(world, job, "The clean-up starts again with the changed spec"))
         }
-        Some(job) => Ok(wait(world, Vec::new(), &of_job(job))),
+        Some(job) => Ok(wait(world, Vec::new(), &of_job(world, job))),
         None if !world.taken.is_empty() => {
             let message = format!(
                 "The clean-up needs these names and somebody else has them: {}. Remove those objects. {LET_GO}",
@@ -185,8 +185,15 @@ fn cleaning_up() -> Verdict {
     Verdict::moving(Phase::Deleting, OperatorReason::CleaningUp, message.into())
 }
 
-fn of_job(job: &CleanUpJob) -> Verdict {
+fn of_job(world: &World, job: &CleanUpJob) -> Verdict {
     match &job.failure {
+        None if world.are_pods_refused() => deleting(Verdict::stuck(
+            OperatorReason::PodsRefused,
+            format!(
+                "Kubernetes makes no pod for the clean-up, mostly because of a quota, Pod Security or a webhook: kubectl describe job {} shows what refuses it. {LET_GO}",
+                clean_up_job(world.name()),
+            ),
+        )),
         None => cleaning_up(),
         Some(failure) => deleting(Verdict::stuck(
             OperatorReason::CleanUpFailed,

@@ -14,8 +14,9 @@ mod verdict;
 
 use std::time::Duration;
 
-use penstock_crds::CdcPipelineStatus;
+use jiff::Timestamp;
 use penstock_crds::revision::RevisionName;
+use penstock_crds::{CdcPipeline, CdcPipelineStatus};
 use serde::Serialize;
 
 pub use events::{EventKind, PlannedEvent};
@@ -122,8 +123,14 @@ pub fn plan(world: &World) -> Result<Plan, PlanError> {
 ///
 /// # Errors
 /// Never for a spec that was stored; see [`PlanError`].
-pub fn target_revision(pipeline: &penstock_crds::CdcPipeline) -> Result<RevisionName, PlanError> {
+pub fn target_revision(pipeline: &CdcPipeline) -> Result<RevisionName, PlanError> {
     Ok(penstock_crds::revision::DataAffecting::from(&pipeline.spec).name()?)
+}
+
+/// The status of a pipeline that could not be observed, again and again, because of this.
+pub(crate) fn unobserved(pipeline: &CdcPipeline, now: Timestamp, error: &str) -> CdcPipelineStatus {
+    let before = pipeline.status.as_ref().and_then(|status| status.phase);
+    status::unobserved(pipeline, now, &verdict::unobserved(before, error))
 }
 
 #[cfg(test)]

@@ -6,6 +6,7 @@ use penstock_crds::status::Phase;
 
 use super::shards::{Shard, reporting};
 use super::stage::{Stage, others};
+use crate::names::of_revision;
 use crate::world::{KnownRevision, PodTrouble, WorkerPod, World};
 
 /// Status of a condition.
@@ -72,6 +73,17 @@ impl Verdict {
     }
 }
 
+/// What there is to say about a pipeline that the operator cannot observe.
+pub(super) fn unobserved(before: Option<Phase>, error: &str) -> Verdict {
+    Verdict {
+        phase: before.unwrap_or(Phase::Starting),
+        ready: Truth::Unknown,
+        reason: OperatorReason::ObservationFailed.into(),
+        message: format!("The operator cannot see how the pipeline is and tries again: {error}"),
+        course: Course::Moving,
+    }
+}
+
 /// What there is to say about a pipeline that nobody deleted.
 pub(super) fn of(world: &World, stage: &Stage<'_>) -> Verdict {
     if let Some(refusal) = &world.refused {
@@ -105,9 +117,8 @@ pub(super) fn of(world: &World, stage: &Stage<'_>) -> Verdict {
         Stage::Hold { missing } => Verdict::stuck(Reason::CredentialsMissing, missing.clone()),
         Stage::Stop { target } => of_stop(world, target),
         Stage::Run { replicas: 0, .. } => of_pause(world),
-        Stage::Run { shards, outdated, missing, .. } => {
-            of_update(outdated, missing.as_deref()).unwrap_or_else(|| of_run(shards, missing.as_deref()))
-        }
+        Stage::Run { target, shards, outdated, missing, .. } => of_update(outdated, missing.as_deref())
+            .unwrap_or_else(|| of_run(world, target, shards, missing.as_deref())),
     }
 }
 
@@ -165,10 +176,11 @@ fn of_update(outdated: &[&WorkerPod], missing: Option<&str>) -> Option<Verdict> 
 }
 
 /// The worst that any shard has, the lowest shard first.
-fn of_run(shards: &[Shard<'_>], missing: Option<&str>) -> Verdict {
+fn of_run(world: &World, target: &KnownRevision, shards: &[Shard<'_>], missing: Option<&str>) -> Verdict {
     problem(shards, Policy::Halt)
         .map(|(reason, message)| Verdict::stuck(reason, message))
         .or_else(|| trouble(shards))
+        .or_else(|| refused_pods(world, target))
         .or_else(|| lacking_secrets(shards, missing))
         .or_else(|| {
             problem(shards, Policy::Retry)
@@ -202,6 +214,24 @@ fn trouble(shards: &[Shard<'_>]) -> Option<Verdict> {
         };
         Some(Verdict::stuck(reason, of_shard(shards, index, message)))
     })
+}
+
+fn refused_pods(world: &World, target: &KnownRevision) -> Option<Verdict> {
+    let is_there =
+        |shard: u16| world.pods.iter().any(|pod| pod.revision == target.name && pod.shard == shard);
+    let absent: Vec<String> = (0..target.minted.data.shards)
+        .filter(|shard| !is_there(*shard))
+        .map(|shard| shard.to_string())
+        .collect();
+    if absent.is_empty() || !world.are_pods_refused() {
+        return None;
+    }
+    let message = format!(
+        "Kubernetes makes no pod for the shards {}, mostly because of a quota, Pod Security or a webhook: kubectl describe statefulset {} shows what refuses them",
+        absent.join(", "),
+        of_revision(world.name(), &target.name),
+    );
+    Some(Verdict::stuck(OperatorReason::PodsRefused, message))
 }
 
 /// A missing Secret explains a pod that does not start; workers that run are not concerned.

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 
 use super::scene::*;
 use crate::plan::manifests::{clean_up_job, controller_revision};
-use crate::plan::{DoomedKind, Manifest, Plan, Step};
+use crate::plan::{DoomedKind, Manifest, Plan, Step, unobserved};
 use crate::world::{Answer, CleanUpJob, ControlSecret, PodTrouble, SecretKeys, World};
 
 /// A plan with its objects named, not written out: those have golden files of their own.
@@ -103,6 +103,13 @@ fn what_keeps_workers_from_starting_is_said() {
         "17_unschedulable",
         &with_trouble(PodTrouble::Unschedulable("0/1 nodes: insufficient memory".into())),
     );
+    let mut world = with_workers(|_, _| Answer::NotRunning);
+    world.pods.pop();
+    world.pods_lack_since = Some(now() - jiff::SignedDuration::from_secs(30));
+    let verdict = planned(&world).waits_for.unwrap();
+    assert!(verdict.starts_with("Starting"), "30 seconds are granted: {verdict}");
+    world.pods_lack_since = Some(now() - jiff::SignedDuration::from_secs(31));
+    golden("27_pods_refused", &world);
     golden("18_container_fails", &with_trouble(PodTrouble::Container("no such user".into())));
 }
 
@@ -133,6 +140,20 @@ fn what_workers_say_becomes_conditions() {
     let mut world = with_workers(|_, _| Answer::NotRunning);
     world.secrets.insert("shop-db".into(), SecretKeys::Missing);
     golden("26_secret_missing_while_starting", &world);
+}
+
+#[test]
+fn what_cannot_be_observed_is_not_ready() {
+    let mut world = at_rest();
+    let error = "listing pods: the API server gave no answer within 10 seconds";
+    let later = now() + jiff::SignedDuration::from_secs(60);
+    let status = unobserved(&world.pipeline, later, error);
+    insta::with_settings!({snapshot_path => "golden", prepend_module_to_snapshot => false, omit_expression => true}, {
+        insta::assert_yaml_snapshot!("28_cannot_be_observed", status);
+    });
+    world.pipeline.status = Some(status.clone());
+    let again = unobserved(&world.pipeline, later + jiff::SignedDuration::from_secs(60), error);
+    assert_eq!(again, status, "the same again writes nothing");
 }
 
 #[test]
@@ -236,6 +257,9 @@ fn deletion_goes_step_by_step() {
     let mut failing = world.clone();
     failing.clean_up.as_mut().unwrap().failure = Some("connecting to shop-db:5432 was refused".into());
     golden("62_clean_up_fails", &failing);
+    let mut refused = world.clone();
+    refused.pods_lack_since = Some(now() - jiff::SignedDuration::from_secs(31));
+    golden("76_the_pod_of_the_clean_up_is_refused", &refused);
     failing.pipeline.spec.deletion_policy = DeletionPolicy::Retain;
     golden("63_given_up", &failing);
     failing.clean_up = None;

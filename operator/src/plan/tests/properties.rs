@@ -73,6 +73,7 @@ prop_compose! {
         pods in prop::collection::vec(worker(), 0..4),
         claims in prop::collection::vec(0_usize..3, 0..3),
         control in prop_oneof![Just(None), (-1_i64..2).prop_map(Some)],
+        lack in prop_oneof![Just(None), (0_i64..60).prop_map(Some)],
         job in prop_oneof![Just(None), (any::<bool>(), any::<bool>(), any::<bool>()).prop_map(Some)],
     ) -> World {
         let [finalizer, deleting, terminating, delete_policy, paused, secret, taken, refused] = flags;
@@ -103,7 +104,13 @@ prop_compose! {
         for (which, replicas_wanted, is_observed_empty, is_deleting) in sets {
             if world.set(&names[which]).is_none() {
                 let object = owned(&names[which], "inventory");
-                world.sets.push(WorkerSet { object, replicas_wanted, is_observed_empty, is_deleting });
+                world.sets.push(WorkerSet {
+                    object,
+                    replicas_wanted,
+                    is_observed: true,
+                    is_observed_empty,
+                    is_deleting,
+                });
             }
         }
         let outdated: Vec<bool> = pods.iter().map(|(_, _, _, is_outdated, ..)| *is_outdated).collect();
@@ -121,6 +128,7 @@ prop_compose! {
         if let Some(hours) = control {
             world.control = ControlSecret::Issued { renew_at: now() + jiff::SignedDuration::from_hours(hours) };
         }
+        world.pods_lack_since = lack.map(|seconds| now() - jiff::SignedDuration::from_secs(seconds));
         world.clean_up = job.map(|(is_deleting, is_complete, fails)| CleanUpJob {
             uid: "job".into(),
             made_from: "another".into(),

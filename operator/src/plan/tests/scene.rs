@@ -69,6 +69,7 @@ pub(crate) fn created() -> World {
         config_maps: Vec::new(),
         secrets: BTreeMap::from([("shop-db".into(), keys()), ("warehouse-db".into(), keys())]),
         control: ControlSecret::Missing,
+        pods_lack_since: None,
         clean_up: None,
         clean_up_pods: Vec::new(),
         taken: Vec::new(),
@@ -112,6 +113,7 @@ pub(crate) fn set(revision: &RevisionName, replicas: i32, is_observed_empty: boo
     WorkerSet {
         object: owned(revision, "inventory"),
         replicas_wanted: replicas,
+        is_observed: true,
         is_observed_empty,
         is_deleting: false,
     }
