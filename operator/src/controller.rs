@@ -220,6 +220,7 @@ impl Context {
         if !self.lock().entry(uid.to_owned()).or_default().observed(false) {
             return;
         }
+        self.metrics.unobserved(uid);
         let status = unobserved(pipeline, Timestamp::now(), &error.to_string());
         if let Err(error) = self.applier.say(pipeline, &status).await {
             tracing::warn!(%error, "nobody can be told that the pipeline cannot be observed");

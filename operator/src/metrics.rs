@@ -233,6 +233,15 @@ impl Metrics {
         }
     }
 
+    /// A pipeline cannot be observed: nothing that was seen of it stands any more.
+    pub(crate) fn unobserved(&self, uid: &str) {
+        let shown = self.lock();
+        if let Some(pipeline) = shown.get(uid) {
+            self.ready.get_or_create(&pipeline.pipeline).set(0);
+            pipeline.shards.iter().for_each(|labels| self.hide(labels));
+        }
+    }
+
     /// Forgets a pipeline that is gone; returns the UIDs it was known by.
     pub(crate) fn forget(&self, namespace: &str, name: &str) -> Vec<String> {
         let mut shown = self.lock();
@@ -298,6 +307,20 @@ mod tests {
         }
         metrics.forget("shop", "inventory");
         assert!(!metrics.text().unwrap().contains("inventory"));
+    }
+
+    #[test]
+    fn a_pipeline_that_cannot_be_observed_is_not_ready() {
+        let metrics = Metrics::default();
+        let world = in_phase(WorkerPhase::Streaming);
+        metrics.show(&world, Some(Phase::Streaming), true);
+        metrics.unobserved(&world.uid);
+        let text = metrics.text().unwrap();
+        assert!(
+            text.contains("penstock_pipeline_ready{namespace=\"shop\",pipeline=\"inventory\"} 0"),
+            "{text}"
+        );
+        assert!(!text.contains("shard=\"0\""), "{text}");
     }
 
     #[test]

@@ -254,7 +254,7 @@ mod tests {
 
     use super::*;
 
-    fn revision(name: &str, data: serde_json::Value) -> ControllerRevision {
+    fn revision(name: &str, data: &serde_json::Value) -> ControllerRevision {
         serde_json::from_value(json!({
             "metadata": {
                 "name": format!("inventory-{name}"), "uid": format!("uid-{name}"), "labels": {LABEL_REVISION: name},
@@ -270,9 +270,9 @@ mod tests {
         let minted = json!({"data": {"tables": ["public.a"], "shards": 1}, "image": "worker:1"});
         let objects = Objects {
             revisions: vec![
-                revision("r1a2b3c4d", minted),
-                revision("r00000000", json!({"data": {"tables": "public.a"}, "image": "worker:1"})),
-                revision("r11111111", serde_json::Value::Null),
+                revision("r1a2b3c4d", &minted),
+                revision("r00000000", &json!({"data": {"tables": "public.a"}, "image": "worker:1"})),
+                revision("r11111111", &serde_json::Value::Null),
             ],
             sets: Vec::new(),
             pods: Vec::new(),
