@@ -17,13 +17,13 @@ use penstock_crds::report::Reason;
 /// Flags and environment of `penstock-worker`, the same for every subcommand.
 #[derive(Clone, Debug, clap::Args)]
 pub struct Folders {
-    /// The manifest: a CdcPipeline, the very one that the cluster gets
+    /// The manifest: a `CdcPipeline`, the very one that the cluster gets
     #[arg(long, short, env = "PENSTOCK_FILE", value_name = "FILE")]
     pub file: PathBuf,
 
     /// Folder with source/username, source/password, sink/username and sink/password. The environment
-    /// variables PENSTOCK_SOURCE_USERNAME, PENSTOCK_SOURCE_PASSWORD, PENSTOCK_SINK_USERNAME and
-    /// PENSTOCK_SINK_PASSWORD come first
+    /// variables `PENSTOCK_SOURCE_USERNAME`, `PENSTOCK_SOURCE_PASSWORD`, `PENSTOCK_SINK_USERNAME` and
+    /// `PENSTOCK_SINK_PASSWORD` come first
     #[arg(long, env = "PENSTOCK_CREDENTIALS_DIR", value_name = "DIR", default_value = names::DIR_CREDENTIALS)]
     pub credentials_dir: PathBuf,
 
@@ -135,7 +135,7 @@ impl Pipeline {
             };
         let source = endpoint(End::Source, "source", &manifest.spec.source.postgres.connection);
         let sink = endpoint(End::Sink, "sink", &manifest.spec.sink.postgres.connection);
-        Ok(Self { uid, namespace, name, source, sink, manifest })
+        Ok(Self { manifest, uid, namespace, name, source, sink })
     }
 }
 

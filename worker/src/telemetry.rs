@@ -23,7 +23,7 @@ pub enum LogTarget {
 /// Ends the export of traces when dropped.
 #[derive(Debug)]
 pub struct Telemetry {
-    tracer: Option<SdkTracerProvider>,
+    provider: Option<SdkTracerProvider>,
 }
 
 /// Installs the global subscriber. `filter` is a `tracing` filter such as `info`.
@@ -45,12 +45,12 @@ pub fn install(filter: &str, target: LogTarget) -> anyhow::Result<Telemetry> {
             tracing_subscriber::fmt::layer().compact().with_target(false).with_writer(std::io::stderr).boxed()
         }
     };
-    let tracer = exporter()?;
-    let traces = tracer
+    let provider = exporter()?;
+    let traces = provider
         .as_ref()
         .map(|provider| tracing_opentelemetry::layer().with_tracer(provider.tracer(SERVICE)).boxed());
     tracing_subscriber::registry().with(filter).with(logs).with(traces).try_init()?;
-    Ok(Telemetry { tracer })
+    Ok(Telemetry { provider })
 }
 
 /// An exporter where `OTEL_EXPORTER_OTLP_ENDPOINT` (or its variant for traces) is set.
@@ -66,7 +66,7 @@ fn exporter() -> anyhow::Result<Option<SdkTracerProvider>> {
 
 impl Drop for Telemetry {
     fn drop(&mut self) {
-        if let Some(Err(error)) = self.tracer.take().map(|tracer| tracer.shutdown()) {
+        if let Some(Err(error)) = self.provider.take().map(|provider| provider.shutdown()) {
             eprintln!("traces may be incomplete: {error}");
         }
     }

@@ -40,6 +40,8 @@ watch_status() {
   local kind name status reason message now
   declare -A seen=()
   while IFS=$'\t' read -r kind name status reason message; do
+    # A message of several lines goes on in lines that are neither.
+    [[ $kind == phase || $kind == condition ]] || continue
     now="$status $reason"
     [[ ${seen[$kind$name]:-} != "$now" ]] || continue
     seen[$kind$name]=$now

@@ -82,10 +82,12 @@ impl Applier {
     /// what was observed, so it is written whether or not the steps succeeded.
     pub(crate) async fn carry_out(&self, observed: &Observed, plan: &Plan) -> Result<(), ApplyError> {
         let steps = self.steps(observed, &plan.steps).await;
-        if let Some(status) = &plan.status {
-            status::write(&self.client, &observed.world.pipeline, status).await?;
-        }
-        steps
+        let status = match &plan.status {
+            Some(status) => status::write(&self.client, &observed.world.pipeline, status).await,
+            None => Ok(()),
+        };
+        steps?;
+        Ok(status?)
     }
 
     /// Writes the status of a pipeline that could not be observed.

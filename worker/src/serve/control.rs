@@ -22,7 +22,7 @@ use tokio_util::sync::CancellationToken;
 use crate::status::{Status, now_micros};
 
 /// How often the certificate and the key are read again: the operator renews them weeks ahead.
-const RELOAD_EVERY: Duration = Duration::from_secs(60);
+const RELOAD_EVERY: Duration = Duration::from_mins(1);
 
 /// Why the control API cannot be served.
 #[derive(Debug, thiserror::Error)]

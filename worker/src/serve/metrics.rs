@@ -95,7 +95,7 @@ impl Metrics {
         registry.register("sink_up", "1 while the sink answers", self.sink_up.clone());
     }
 
-    /// The metrics in OpenMetrics text.
+    /// The metrics in `OpenMetrics` text.
     pub fn encode(&self, status: &Status) -> String {
         let report = status.report(now_micros());
         if let Some(lag) = report.lag {
