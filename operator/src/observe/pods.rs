@@ -10,7 +10,7 @@ use penstock_crds::revision::RevisionName;
 use serde_json::Value;
 
 use super::Identity;
-use crate::names::{self, LABEL_POD_INDEX};
+use crate::names::{self, ANNOTATION_MANIFEST, LABEL_POD_INDEX};
 use crate::world::{Answer, PodTrouble, WorkerPod};
 
 /// Restarts after which a container that is not ready counts as crashing. One is an accident.
@@ -52,6 +52,8 @@ pub(super) fn running_pod(pod: &Pod, identity: &Identity, now: Timestamp) -> Opt
         worker: WorkerPod {
             revision: RevisionName(pod.labels().get(LABEL_REVISION)?.clone()),
             shard: shard.parse().ok()?,
+            uid: pod.uid()?,
+            made_from: pod.annotations().get(ANNOTATION_MANIFEST).cloned().unwrap_or_default(),
             is_deleting: pod.metadata.deletion_timestamp.is_some(),
             trouble: trouble(pod, now),
             answer: if is_running {
