@@ -86,7 +86,9 @@ async fn wait_until_caught_up(source: &Database, sink: &Database) -> Result<()> 
 
 async fn assert_equal(source: &Database, sink: &Database) -> Result<()> {
     for table in TABLES {
-        let query = format!("SELECT count(*) || ' rows, hash ' || coalesce(sum(hashtextextended(t::text, 7)), 0) FROM {table} t");
+        let query = format!(
+            "SELECT count(*) || ' rows, hash ' || coalesce(sum(hashtextextended(t::text, 7)), 0) FROM {table} t"
+        );
         let (left, right) = (source.text(&query).await?, sink.text(&query).await?);
         ensure!(left == right, "{table}: source {left}, sink {right}");
     }
@@ -99,7 +101,8 @@ async fn all_logs(cluster: &Cluster, namespace: &str, labels: &str) -> Result<St
     for pod in cluster.list::<Pod>(namespace, labels).await? {
         let name = pod.metadata.name.context("a pod has a name")?;
         for previous in [false, true] {
-            logs += &api.logs(&name, &LogParams { previous, ..LogParams::default() }).await.unwrap_or_default();
+            logs +=
+                &api.logs(&name, &LogParams { previous, ..LogParams::default() }).await.unwrap_or_default();
         }
     }
     Ok(logs)
@@ -141,7 +144,8 @@ async fn worker_operator_sink_and_source_killed_in_turn_lose_and_double_nothing(
     ensure!(steps > 100, "{steps} transactions prove nothing");
     wait_until_caught_up(&source, &sink).await?;
     assert_equal(&source, &sink).await?;
-    let changes = "SELECT count(*) FROM pg_logical_slot_peek_changes('witness', NULL, NULL, 'skip-empty-xacts', '1')
+    let changes =
+        "SELECT count(*) FROM pg_logical_slot_peek_changes('witness', NULL, NULL, 'skip-empty-xacts', '1')
         WHERE data LIKE 'table public.accounts: %' OR data LIKE 'table public.journal: %'";
     assert_eq!(source.text(changes).await?, sink.text("SELECT sequence FROM penstock.checkpoint").await?);
     pipeline.wait_until_ready().await?;
@@ -155,7 +159,10 @@ async fn worker_operator_sink_and_source_killed_in_turn_lose_and_double_nothing(
 #[tokio::test(flavor = "multi_thread")]
 async fn a_second_operator_takes_over_when_the_first_is_asked_to_stop() -> Result<()> {
     let cluster = Cluster::connect().await?;
-    ensure!(operator_pods(&cluster).await?.len() >= 2, "the operator is installed with two replicas for this test");
+    ensure!(
+        operator_pods(&cluster).await?.len() >= 2,
+        "the operator is installed with two replicas for this test"
+    );
     let first = leader(&cluster).await?;
     let pods: Api<Pod> = Api::namespaced(cluster.client.clone(), OPERATOR_NAMESPACE);
     pods.delete(&first, &DeleteParams::default()).await?;

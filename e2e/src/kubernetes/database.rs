@@ -90,11 +90,18 @@ impl Database {
     /// # Errors
     /// The server refuses, or there is no row.
     pub async fn text(&self, sql: &str) -> Result<String> {
-        let messages = self.connect().await?.simple_query(sql).await.with_context(|| format!("on {}: {sql}", self.name))?;
+        let messages = self
+            .connect()
+            .await?
+            .simple_query(sql)
+            .await
+            .with_context(|| format!("on {}: {sql}", self.name))?;
         messages
             .iter()
             .find_map(|message| match message {
-                tokio_postgres::SimpleQueryMessage::Row(row) => Some(row.get(0).unwrap_or_default().to_owned()),
+                tokio_postgres::SimpleQueryMessage::Row(row) => {
+                    Some(row.get(0).unwrap_or_default().to_owned())
+                }
                 _ => None,
             })
             .ok_or_else(|| anyhow!("no row: {sql}"))

@@ -35,8 +35,9 @@ impl Cluster {
     /// # Errors
     /// The variable is not set, or the API server does not answer.
     pub async fn connect() -> Result<Self> {
-        let path = std::env::var(KUBECONFIG_VARIABLE)
-            .with_context(|| format!("{KUBECONFIG_VARIABLE} is not set: run `make test-e2e`, which starts a cluster"))?;
+        let path = std::env::var(KUBECONFIG_VARIABLE).with_context(|| {
+            format!("{KUBECONFIG_VARIABLE} is not set: run `make test-e2e`, which starts a cluster")
+        })?;
         let kubeconfig = Kubeconfig::read_from(&path).with_context(|| format!("reading {path}"))?;
         let mut config = Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await?;
         config.read_timeout = Some(Duration::from_secs(60));
