@@ -9,7 +9,7 @@ mod watch;
 
 use tokio_util::sync::CancellationToken;
 
-use self::apply::ReadyFrom;
+use self::apply::ReadyTables;
 use self::start::Fenced;
 use crate::change::Checkpoint;
 use crate::checkpoint::Volume;
@@ -40,7 +40,7 @@ pub async fn run(
     let context = Context { settings, status, metrics, stop };
     // Until rows are streamed a stop is no different from a crash: nothing needs to be finished.
     let Some(ready) = stop.run_until_cancelled(prepare(context)).await else { return Ok(()) };
-    // 7. The changes.
+    // 9. The changes.
     stream::stream(context, ready?).await
 }
 
@@ -54,11 +54,15 @@ async fn prepare(context: Context<'_>) -> Result<Ready, Failure> {
     // 4. The tables of this shard, and the publication that carries them.
     let tables = start::assign(context, &mut source, &mut fenced).await?;
     // 5. Slot, volume and sink agree on where to go on, or say why not.
-    let mut resumed = start::reconcile(context, &source, &mut fenced, &mut volume).await?;
-    // 6. The sink's tables, made or compared, and the rows that are not there yet.
-    let ready_from = copy::copy_missing(context, &tables, &mut fenced, &mut resumed).await?;
+    let beginning = start::reconcile(context, &source, &fenced, &volume).await?;
+    // 6. The sink's tables, made or compared.
+    let states = copy::ensure_tables(context, &tables, &mut fenced).await?;
+    // 7. The position; from here on the source keeps its log for this shard.
+    let mut resumed = start::begin(context, &source, &mut fenced, &mut volume, beginning).await?;
+    // 8. The rows that are not there yet.
+    let tables = copy::copy_missing(context, &tables, states, &mut fenced, &mut resumed).await?;
     source.session.close().await;
-    Ok(Ready { volume, fenced, checkpoint: resumed.checkpoint, ready_from })
+    Ok(Ready { volume, fenced, checkpoint: resumed.checkpoint, tables })
 }
 
 /// Everything that the stream needs.
@@ -66,5 +70,5 @@ struct Ready {
     volume: Volume,
     fenced: Fenced,
     checkpoint: Checkpoint,
-    ready_from: ReadyFrom,
+    tables: ReadyTables,
 }

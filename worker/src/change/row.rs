@@ -87,6 +87,16 @@ pub enum Change {
 }
 
 impl Change {
+    /// Tables that it changes.
+    pub fn relations(&self) -> &[RelationId] {
+        match self {
+            Self::Insert { relation, .. } | Self::Update { relation, .. } | Self::Delete { relation, .. } => {
+                std::slice::from_ref(relation)
+            }
+            Self::Truncate { relations, .. } => relations,
+        }
+    }
+
     /// Bytes it keeps in memory.
     pub fn size(&self) -> usize {
         let old_size = |old: &OldRow| match old {

@@ -17,6 +17,8 @@ pub struct Known {
     pub sink: Option<Checkpoint>,
     /// The shard was run by another revision before, with a volume of its own.
     pub is_new_revision: bool,
+    /// Where the source's log ends.
+    pub source_end: Lsn,
 }
 
 /// Where a run begins.
@@ -51,8 +53,13 @@ pub struct NoticeAtStart {
 ///
 /// # Errors
 /// `SinkLostCommits`: what was acknowledged, or settled, is not in the sink any more. `SlotMissing`: the source has
-/// thrown away what comes next.
+/// thrown away what comes next. `SourceChanged`: the source's log ends before what was read from it.
 pub fn reconcile(known: &Known) -> Result<Beginning, Failure> {
+    let was_read =
+        [known.sink.map(|sink| sink.end_lsn), known.volume.as_ref().map(|volume| volume.checkpoint.end_lsn)];
+    if let Some(read) = was_read.into_iter().flatten().max().filter(|read| *read > known.source_end) {
+        return Err(source_lost_its_log(known.source_end, read));
+    }
     match (known.slot, &known.sink, &known.volume) {
         (slot, None, None) => Ok(Beginning::First { slot_is_left_over: slot.is_some() }),
         (_, None, Some(record)) => Err(sink_is_empty(record)),
@@ -100,6 +107,16 @@ fn sink_is_empty(record: &Record) -> Failure {
     Failure::new(Reason::SinkLostCommits, message)
 }
 
+/// Same system and timeline, but older: a disk image. The server would say nothing, and leave out whatever it commits
+/// at addresses that were read before.
+fn source_lost_its_log(end: Lsn, read: Lsn) -> Failure {
+    let message = format!(
+        "The source's log ends at {end}, but it was read up to {read} before: the source was restored to an older state, so the \
+         sink holds changes that it does not have. Point source.postgres.connection at the server that has them. {START_OVER}"
+    );
+    Failure::new(Reason::SourceChanged, message)
+}
+
 fn slot_is_missing(sink: &Checkpoint) -> Failure {
     let message = format!(
         "The replication slot is gone from the source, but the sink stands at {}: changes since then may be lost. {START_OVER}",
@@ -138,8 +155,19 @@ mod tests {
             volume: volume.map(record),
             sink: sink.map(at),
             is_new_revision: false,
+            source_end: Lsn(1000),
         };
         reconcile(&known).map_err(|failure| failure.reason)
+    }
+
+    fn resumable() -> Known {
+        Known {
+            slot: Some(Lsn(300)),
+            volume: Some(record(300)),
+            sink: Some(at(300)),
+            is_new_revision: false,
+            source_end: Lsn(1000),
+        }
     }
 
     fn resumed(beginning: &Beginning) -> (u64, Option<NoticeReason>) {
@@ -185,14 +213,13 @@ mod tests {
     fn volume_with_more_changes_at_the_same_place_is_ahead() {
         let mut volume = record(300);
         volume.checkpoint.sequence += 1;
-        let known =
-            Known { slot: Some(Lsn(300)), volume: Some(volume), sink: Some(at(300)), is_new_revision: false };
+        let known = Known { volume: Some(volume), ..resumable() };
         assert_eq!(resumed(&reconcile(&known).unwrap()), (300, Some(NoticeReason::VolumeAheadOfSink)));
     }
 
     #[test]
     fn new_revision_begins_with_an_empty_volume_and_tells_nobody() {
-        let known = Known { slot: Some(Lsn(100)), volume: None, sink: Some(at(300)), is_new_revision: true };
+        let known = Known { slot: Some(Lsn(100)), volume: None, is_new_revision: true, ..resumable() };
         assert_eq!(resumed(&reconcile(&known).unwrap()), (300, None));
     }
 
@@ -215,5 +242,15 @@ mod tests {
         for volume in [None, Some(100), Some(200), Some(300)] {
             assert_eq!(reconciled(None, volume, Some(200)), Err(Reason::SlotMissing), "{volume:?}");
         }
+    }
+
+    #[test]
+    fn source_whose_log_ends_before_what_was_read_is_another_source() {
+        let reason = |known: &Known| reconcile(known).map(drop).map_err(|failure| failure.reason);
+        let ends_at = |end| Known { source_end: Lsn(end), ..resumable() };
+        assert_eq!(reason(&ends_at(300)), Ok(()));
+        assert_eq!(reason(&ends_at(299)), Err(Reason::SourceChanged));
+        let sink_is_behind = Known { slot: Some(Lsn(100)), sink: Some(at(200)), ..ends_at(299) };
+        assert_eq!(reason(&sink_is_behind), Err(Reason::SourceChanged), "the volume remembers");
     }
 }

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::batch::{Batch, Limits, TableTraits};
+use crate::change::table::TableName;
 use crate::change::{Change, Checkpoint, Lsn, Position, Relation, RelationId};
 use crate::checkpoint::Volume;
 use crate::decode::{self, Assembler, Event, PgTimestamp};
@@ -25,8 +26,15 @@ const IDLE_ADVANCE_EVERY: Duration = Duration::from_secs(10);
 /// A batch is written at the latest when this many times its byte bound went into it.
 const TAKEN_TO_KEPT_MAX: usize = 4;
 
-/// The tables of this shard: from which commit on their changes are applied.
-pub(super) type ReadyFrom = HashMap<RelationId, Lsn>;
+/// The tables of this shard, as they were inspected.
+pub(super) type ReadyTables = HashMap<RelationId, ReadyTable>;
+
+/// A table whose rows are copied.
+pub(super) struct ReadyTable {
+    pub(super) name: TableName,
+    /// Changes are applied from this commit on; the copy holds those before.
+    pub(super) from: Lsn,
+}
 
 /// Applies frames; owns everything that a commit touches.
 pub(super) struct Applier<'a> {
@@ -35,7 +43,7 @@ pub(super) struct Applier<'a> {
     /// Empty between frames; kept for its room.
     events: Vec<Event>,
     batch: Batch,
-    ready_from: ReadyFrom,
+    tables: ReadyTables,
     relations: HashMap<RelationId, Described>,
     max_delay: Duration,
     max_rows: u64,
@@ -57,7 +65,9 @@ pub(super) struct Applier<'a> {
 
 struct Described {
     relation: Arc<Relation>,
-    traits: TableTraits,
+    /// As the writer matched it with the sink table; `None` until its first change that is applied. Shapes from before
+    /// the table was copied need not fit.
+    traits: Option<TableTraits>,
 }
 
 #[derive(Clone, Copy)]
@@ -98,12 +108,7 @@ pub(super) struct Ends<'a> {
 
 impl<'a> Applier<'a> {
     /// Goes on from a checkpoint.
-    pub(super) fn new(
-        ends: Ends<'a>,
-        checkpoint: Checkpoint,
-        ready_from: ReadyFrom,
-        bounds: &Bounds,
-    ) -> Self {
+    pub(super) fn new(ends: Ends<'a>, checkpoint: Checkpoint, tables: ReadyTables, bounds: &Bounds) -> Self {
         Self {
             ends,
             assembler: Assembler::new(checkpoint.position),
@@ -112,7 +117,7 @@ impl<'a> Applier<'a> {
                 max_rows: bounds.max_rows as usize,
                 max_bytes: bounds.max_bytes as usize,
             }),
-            ready_from,
+            tables,
             relations: HashMap::new(),
             max_delay: bounds.max_delay,
             max_rows: u64::from(bounds.max_rows),
@@ -151,6 +156,11 @@ impl<'a> Applier<'a> {
         self.transaction.is_none()
     }
 
+    /// Whether a sink transaction waits for the rest of a source transaction.
+    pub(super) fn is_writing(&self) -> bool {
+        self.is_writing
+    }
+
     /// Takes one frame of the stream.
     pub(super) async fn take(&mut self, frame: Frame) -> Result<(), Failure> {
         match frame {
@@ -185,18 +195,52 @@ impl<'a> Applier<'a> {
         }
     }
 
-    /// A table is described before its first change and after every change of its shape: what is batched by the
-    /// old shape is written first.
+    /// The source describes a table before its first change and after every change of its shape: what is batched by
+    /// the old shape is written first.
     async fn describe(&mut self, relation: Arc<Relation>) -> Result<(), Failure> {
-        if !self.ready_from.contains_key(&relation.id) {
-            return Ok(());
+        if !self.tables.contains_key(&relation.id) {
+            return self.refuse_namesake(&relation);
         }
         if self.relations.get(&relation.id).is_some_and(|known| known.relation == relation) {
             return Ok(());
         }
         self.write_batch().await?;
-        let traits = self.ends.writer.describe(&relation).await?;
-        self.relations.insert(relation.id, Described { relation, traits });
+        self.relations.insert(relation.id, Described { relation, traits: None });
+        Ok(())
+    }
+
+    /// A table that was made anew under a name of ours is not the one that was copied, and neither are its rows.
+    fn refuse_namesake(&self, relation: &Relation) -> Result<(), Failure> {
+        let Some(transaction) = &self.transaction else { return Ok(()) };
+        let is_namesake =
+            |table: &ReadyTable| table.name.schema == relation.schema && table.name.name == relation.name;
+        match self.tables.values().find(|table| is_namesake(table)) {
+            Some(table) if transaction.commit_lsn >= table.from => {
+                Err(replaced(&table.name, "was dropped or renamed, and another one has its name"))
+            }
+            Some(_) | None => Ok(()),
+        }
+    }
+
+    /// Matches the tables of a change that is to be applied with the sink's.
+    async fn prepare(&mut self, relations: &[RelationId]) -> Result<(), Failure> {
+        for id in relations {
+            let Some(described) = self.relations.get_mut(id) else {
+                let message = format!("the source sent a change of relation {} before describing it", id.0);
+                return Err(Failure::new(Reason::ProtocolViolation, message));
+            };
+            if described.traits.is_some() {
+                continue;
+            }
+            let relation = &described.relation;
+            if let Some(table) = self.tables.get(id)
+                && (table.name.schema != relation.schema || table.name.name != relation.name)
+            {
+                let now = TableName::new(&relation.schema, &relation.name);
+                return Err(replaced(&table.name, &format!("was renamed to {now}")));
+            }
+            described.traits = Some(self.ends.writer.describe(relation).await?);
+        }
         Ok(())
     }
 
@@ -208,19 +252,22 @@ impl<'a> Applier<'a> {
             ));
         };
         let commit = transaction.commit_lsn;
-        let Some((change, owner)) = self.ours(change, commit) else { return Ok(()) };
+        let Some(change) = self.ours(change, commit) else { return Ok(()) };
         if let Some(transaction) = &mut self.transaction {
             transaction.changes += 1;
         }
         self.sequence += 1;
         self.ends.metrics.changes.inc();
         let Some(change) = change else { return Ok(()) };
-        let Some(described) = self.relations.get(&owner) else {
-            let message = format!("the source sent a change of relation {} before describing it", owner.0);
-            return Err(Failure::new(Reason::ProtocolViolation, message));
-        };
+        self.prepare(change.relations()).await?;
+        let traits = change
+            .relations()
+            .first()
+            .and_then(|relation| self.relations.get(relation))
+            .and_then(|described| described.traits.as_ref());
+        let Some(traits) = traits else { return Ok(()) };
         self.taken_bytes += change.size();
-        self.batch.push(&described.traits, change)?;
+        self.batch.push(traits, change)?;
         // Coalescing keeps few rows of many, but a row that is kept holds the buffer it came in.
         let is_full = self.batch.is_full() || self.taken_bytes >= self.max_taken_bytes;
         if is_full { self.write_batch().await } else { Ok(()) }
@@ -228,26 +275,22 @@ impl<'a> Applier<'a> {
 
     /// What of a change concerns this shard: nothing, or a change that counts — which is to be applied unless the
     /// table's copy already holds it.
-    fn ours(&self, change: Change, commit: Lsn) -> Option<(Option<Change>, RelationId)> {
-        let is_ours = |relation: &RelationId| self.ready_from.contains_key(relation);
-        let is_due =
-            |relation: &RelationId| self.ready_from.get(relation).is_some_and(|ready| commit >= *ready);
-        match change {
-            Change::Truncate { relations, cascade, restart_identity } => {
-                let owner = relations.iter().copied().find(|relation| is_ours(relation))?;
-                let due: Vec<_> = relations.into_iter().filter(is_due).collect();
-                let owner = due.first().copied().unwrap_or(owner);
-                let change = Change::Truncate { relations: due, cascade, restart_identity };
-                let has_tables =
-                    matches!(&change, Change::Truncate { relations, .. } if !relations.is_empty());
-                Some((has_tables.then_some(change), owner))
-            }
-            Change::Insert { relation, .. }
-            | Change::Update { relation, .. }
-            | Change::Delete { relation, .. } => {
-                is_ours(&relation).then(|| (is_due(&relation).then_some(change), relation))
-            }
+    fn ours(&self, change: Change, commit: Lsn) -> Option<Option<Change>> {
+        if !change.relations().iter().any(|relation| self.tables.contains_key(relation)) {
+            return None;
         }
+        let is_due =
+            |relation: &RelationId| self.tables.get(relation).is_some_and(|table| commit >= table.from);
+        if !change.relations().iter().any(is_due) {
+            return Some(None);
+        }
+        Some(Some(match change {
+            Change::Truncate { relations, cascade, restart_identity } => {
+                let relations = relations.into_iter().filter(is_due).collect();
+                Change::Truncate { relations, cascade, restart_identity }
+            }
+            Change::Insert { .. } | Change::Update { .. } | Change::Delete { .. } => change,
+        }))
     }
 
     /// A source transaction is complete.
@@ -325,6 +368,14 @@ impl<'a> Applier<'a> {
         tracing::debug!(lsn = %end_lsn, sequence = self.sequence, changes = pending.changes, "checkpoint");
         Ok(())
     }
+}
+
+/// The next attempt looks at the source anew.
+fn replaced(table: &TableName, what: &str) -> Failure {
+    let message = format!(
+        "The source table {table} {what} while its changes were read; the tables are looked at again."
+    );
+    Failure::new(Reason::TableRewritten, message)
 }
 
 impl Pending {

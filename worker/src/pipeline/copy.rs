@@ -1,4 +1,4 @@
-//! Step 6: the sink's tables, and the rows that are not in them yet.
+//! Steps 6 and 8: the sink's tables, and the rows that are not in them yet.
 //!
 //! Rows are read at one snapshot, in chunks, by several readers; each chunk is loaded in a sink transaction of its
 //! own under the fence. A table is ready when the source proves at the end that the snapshot was whole. One that is
@@ -13,7 +13,7 @@ use penstock_crds::report::{NoticeReason, WorkerPhase};
 use penstock_crds::source::SnapshotMode;
 
 use super::Context;
-use super::apply::ReadyFrom;
+use super::apply::{ReadyTable, ReadyTables};
 use super::start::{Fenced, Resumed};
 use crate::change::RelationId;
 use crate::change::table::{SourceTable, TableName};
@@ -22,23 +22,37 @@ use crate::postgres::{End, classify};
 use crate::sink::{CopyFormat, FirstCopy, Sink, TableState};
 use crate::source::{self, Chunk, Durability, ExportedSnapshot, SlotName, TableCopy};
 
-/// Makes the shard's sink tables and copies what is missing; says from which commit on the changes of each table
-/// count.
-pub(super) async fn copy_missing(
+/// How far each table of the shard is.
+pub(super) type States = BTreeMap<TableName, TableState>;
+
+/// Step 6: makes or compares the shard's sink tables. What does not fit ends the attempt before a slot is made, which
+/// would keep the source's log while a person is awaited.
+pub(super) async fn ensure_tables(
     context: Context<'_>,
     tables: &[SourceTable],
     fenced: &mut Fenced,
-    resumed: &mut Resumed,
-) -> Result<ReadyFrom, Failure> {
-    let mode = context.settings.pipeline.manifest.spec.source.postgres.snapshot.mode;
-    let first_copy = match mode {
+) -> Result<States, Failure> {
+    let first_copy = match context.settings.pipeline.manifest.spec.source.postgres.snapshot.mode {
         SnapshotMode::Initial => FirstCopy::Copied,
         SnapshotMode::Never => FirstCopy::AlreadyThere,
     };
-    let mut states = fenced.sink.ensure_tables(tables, first_copy).await?;
+    fenced.sink.ensure_tables(tables, first_copy).await
+}
+
+/// Step 8: copies what is missing; says from which commit on the changes of each table count.
+pub(super) async fn copy_missing(
+    context: Context<'_>,
+    tables: &[SourceTable],
+    mut states: States,
+    fenced: &mut Fenced,
+    resumed: &mut Resumed,
+) -> Result<ReadyTables, Failure> {
+    let mode = context.settings.pipeline.manifest.spec.source.postgres.snapshot.mode;
+    // Before a new slot nothing was followed: what was copied then is worth nothing now.
+    let is_new = resumed.exported.is_some();
     let missing: Vec<SourceTable> = tables
         .iter()
-        .filter(|table| !matches!(states.get(&table.name), Some(TableState::Ready(_))))
+        .filter(|table| is_new || !matches!(states.get(&table.name), Some(TableState::Ready(_))))
         .cloned()
         .collect();
     announce(context, tables, &missing);
@@ -62,14 +76,14 @@ pub(super) async fn copy_missing(
         );
     }
     resumed.exported = None;
-    Ok(ready_from(tables, &states))
+    Ok(ready_tables(tables, &states))
 }
 
-fn ready_from(tables: &[SourceTable], states: &BTreeMap<TableName, TableState>) -> ReadyFrom {
+fn ready_tables(tables: &[SourceTable], states: &BTreeMap<TableName, TableState>) -> ReadyTables {
     tables
         .iter()
         .filter_map(|table| match states.get(&table.name)? {
-            TableState::Ready(lsn) => Some((table.id, *lsn)),
+            TableState::Ready(lsn) => Some((table.id, ReadyTable { name: table.name.clone(), from: *lsn })),
             TableState::Copying => None,
         })
         .collect()

@@ -1,4 +1,4 @@
-//! Steps 1 to 5: from two addresses to an agreed position.
+//! Steps 1 to 5, and 7: from two addresses to an agreed position.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -151,13 +151,15 @@ async fn wait_for_assignment(
     Err(Failure::new(Reason::WaitingForShardZero, message))
 }
 
-/// Step 5: slot, volume and sink agree on where to go on. A shard that never had a position gets a new slot.
+/// Step 5: slot, volume and sink agree on where to go on. Changes nothing but what a dead predecessor left open.
 pub(super) async fn reconcile(
     context: Context<'_>,
     source: &Source,
-    fenced: &mut Fenced,
-    volume: &mut Volume,
-) -> Result<Resumed, Failure> {
+    fenced: &Fenced,
+    volume: &Volume,
+) -> Result<Beginning, Failure> {
+    let copy_slot = SlotName::of_later_copy(&fenced.started.names_uid, context.settings.shard);
+    source::end_stale_sessions(&source.session, &[&fenced.slot, &copy_slot]).await?;
     source::end_stale_walsender(&source.session, &fenced.slot).await?;
     let slot = source::slot_state(&source.session, &fenced.slot).await?;
     let known = Known {
@@ -165,20 +167,34 @@ pub(super) async fn reconcile(
         volume: volume.record()?,
         sink: fenced.started.checkpoint,
         is_new_revision: fenced.started.moved_from_revision.is_some(),
+        source_end: source::wal_position(&source.session, &fenced.slot).await?.end,
     };
-    let resumed = match checkpoint::reconcile(&known)? {
-        Beginning::Resume { checkpoint, notice } => {
-            if let Some(slot) = &slot {
-                slot.verify(&fenced.slot, &fenced.identity.database)?;
-            }
-            if let Some(notice) = notice {
-                context.status.notice(notice.reason, notice.message);
-            }
-            Resumed { checkpoint, exported: None }
+    let beginning = checkpoint::reconcile(&known)?;
+    if let (Beginning::Resume { notice, .. }, Some(slot)) = (&beginning, &slot) {
+        slot.verify(&fenced.slot, &fenced.identity.database)?;
+        if let Some(notice) = notice {
+            context.status.notice(notice.reason, notice.message.clone());
         }
+    }
+    Ok(beginning)
+}
+
+/// Step 7. A shard that never had a position gets a new slot.
+pub(super) async fn begin(
+    context: Context<'_>,
+    source: &Source,
+    fenced: &mut Fenced,
+    volume: &mut Volume,
+    beginning: Beginning,
+) -> Result<Resumed, Failure> {
+    let resumed = match beginning {
+        Beginning::Resume { checkpoint, .. } => Resumed { checkpoint, exported: None },
         Beginning::First { slot_is_left_over } => {
             if slot_is_left_over {
+                // A later run cannot begin while the fence is held, so the slot is not its.
+                let held = fenced.sink.hold_fence().await?;
                 source::drop_slot(&source.session, &fenced.slot).await?;
+                held.release().await?;
             }
             begin_first(context, fenced).await?
         }

@@ -1,8 +1,9 @@
-//! Step 7: the changes, until the worker is asked to stop.
+//! Step 9: the changes, until the worker is asked to stop.
 
 use std::time::{Duration, Instant};
 
 use penstock_crds::report::WorkerPhase;
+use tokio::time::MissedTickBehavior;
 
 use super::apply::{Applier, Bounds, Ends};
 use super::watch::watch_source;
@@ -14,9 +15,11 @@ use crate::source::{self, StreamRequest};
 const READ_AHEAD_BYTES: usize = 8 << 20;
 /// How long a stop waits for the end of the source transaction that is being applied.
 const STOP_PATIENCE: Duration = Duration::from_secs(30);
+/// How often the sink hears of a transaction that waits for the rest of the source's; it ends one after 60 s.
+const KEEP_OPEN_EVERY: Duration = Duration::from_secs(15);
 
 pub(super) async fn stream(context: Context<'_>, ready: Ready) -> Result<(), Failure> {
-    let Ready { mut volume, fenced, checkpoint, ready_from } = ready;
+    let Ready { mut volume, fenced, checkpoint, tables } = ready;
     let settings = context.settings;
     let request = StreamRequest {
         slot: fenced.slot.clone(),
@@ -34,11 +37,15 @@ pub(super) async fn stream(context: Context<'_>, ready: Ready) -> Result<(), Fai
         max_delay: Duration::from_millis(u64::from(batch.max_delay_ms)),
     };
     let ends = Ends { reader, writer, volume: &mut volume, status: context.status, metrics: context.metrics };
-    let mut applier = Applier::new(ends, checkpoint, ready_from, &bounds);
+    let mut applier = Applier::new(ends, checkpoint, tables, &bounds);
     context.status.durable(checkpoint.sequence, checkpoint.end_lsn, None);
+    let _watch = watch_source(context, &fenced.slot);
+    let first = context.stop.run_until_cancelled(applier.ends.reader.next()).await;
+    let Some(first) = first else { return Ok(()) };
+    let first = first?;
     context.status.enter(WorkerPhase::Streaming);
     tracing::info!(lsn = %checkpoint.end_lsn, sequence = checkpoint.sequence, "streaming");
-    let _watch = watch_source(context, &fenced.slot);
+    applier.take(first).await?;
     apply_until_stopped(context, &mut applier).await?;
     applier.close().await;
     Ok(())
@@ -48,6 +55,8 @@ async fn apply_until_stopped(context: Context<'_>, applier: &mut Applier<'_>) ->
     let far = Duration::from_secs(3600);
     let timer = tokio::time::sleep(far);
     tokio::pin!(timer);
+    let mut keep_open = tokio::time::interval(KEEP_OPEN_EVERY);
+    keep_open.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut stop_by: Option<Instant> = None;
     loop {
         if stop_by.is_some() && applier.is_between_transactions() {
@@ -65,6 +74,7 @@ async fn apply_until_stopped(context: Context<'_>, applier: &mut Applier<'_>) ->
                 }
                 applier.commit().await?;
             }
+            _ = keep_open.tick(), if applier.is_writing() => applier.ends.writer.keep_open().await?,
             frame = applier.ends.reader.next() => applier.take(frame?).await?,
         }
     }

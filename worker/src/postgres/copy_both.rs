@@ -87,6 +87,15 @@ impl CopyBoth {
 
     /// Tells the server that everything up to `flushed` is durable and never needed again.
     pub async fn send_status(&mut self, flushed: Lsn) -> Result<(), ReplicationError> {
+        self.send(flushed, false).await
+    }
+
+    /// The same, and the server answers at once with a keepalive.
+    pub async fn ping(&mut self, flushed: Lsn) -> Result<(), ReplicationError> {
+        self.send(flushed, true).await
+    }
+
+    async fn send(&mut self, flushed: Lsn, is_answer_wanted: bool) -> Result<(), ReplicationError> {
         let mut message = BytesMut::with_capacity(64);
         message.put_u8(b'd');
         message.put_u32(4 + 34);
@@ -97,7 +106,7 @@ impl CopyBoth {
             message.put_u64(flushed.0);
         }
         message.put_u64(microseconds_now());
-        message.put_u8(0);
+        message.put_u8(u8::from(is_answer_wanted));
         Ok(self.wire.send(&message).await?)
     }
 }

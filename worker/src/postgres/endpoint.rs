@@ -115,11 +115,13 @@ impl Endpoint {
 
 /// What every connection pins, so that neither the role's nor the database's settings change what a value
 /// looks like, hide rows, or end a transaction that must live. `row_security = off` makes a query fail where a
-/// policy would silently leave rows out. Settings that a version does not know are left out.
+/// policy would silently leave rows out. The server probes idle connections, so that what a lost node held (locks,
+/// snapshots, slots) is free in half a minute. Settings that a version does not know are left out.
 pub(super) const PIN_SETTINGS: &str = "SELECT pg_catalog.set_config(pinned.name, pinned.value, false) \
      FROM (VALUES ('client_min_messages', 'warning'), ('datestyle', 'ISO'), ('intervalstyle', 'postgres'), \
      ('extra_float_digits', '1'), ('bytea_output', 'hex'), ('standard_conforming_strings', 'on'), \
      ('row_security', 'off'), ('statement_timeout', '0'), ('lock_timeout', '0'), \
      ('idle_in_transaction_session_timeout', '0'), ('idle_session_timeout', '0'), \
-     ('transaction_timeout', '0')) AS pinned (name, value) \
+     ('transaction_timeout', '0'), ('tcp_keepalives_idle', '15'), ('tcp_keepalives_interval', '5'), \
+     ('tcp_keepalives_count', '3')) AS pinned (name, value) \
      WHERE EXISTS (SELECT FROM pg_catalog.pg_settings AS known WHERE pg_catalog.lower(known.name) = pinned.name)";

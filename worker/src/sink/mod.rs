@@ -12,6 +12,7 @@ mod ddl;
 mod error;
 #[cfg(test)]
 mod fixtures;
+mod hold;
 mod in_flight;
 mod load;
 mod owner;

@@ -155,6 +155,19 @@ impl Writer {
         self.settle(written).await
     }
 
+    /// Tells the sink that the open transaction is still wanted: it ends one in which nothing comes for a minute.
+    ///
+    /// # Errors
+    /// `SinkUnreachable`. The transaction is rolled back.
+    pub async fn keep_open(&mut self) -> Result<(), Failure> {
+        if self.transaction != State::Open {
+            return Ok(());
+        }
+        self.transaction = State::Unsettled;
+        let answered = self.session.batch_execute("SELECT 1").await;
+        self.settle(answered.map_err(|error| failed(&error, "keeping a transaction open"))).await
+    }
+
     /// Moves the checkpoint and commits; opens a transaction if there is none, for an advance without changes.
     ///
     /// # Errors

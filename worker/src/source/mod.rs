@@ -25,5 +25,7 @@ pub use identity::{SourceIdentity, WalPosition, wal_position};
 pub use preflight::{Inspection, preflight};
 pub use publication::{PublicationName, drop_publication, ensure_publication};
 pub use reader::{Frame, Reader, spawn_reader};
-pub use slot::{InvalidSlotName, SlotName, SlotState, drop_slot, end_stale_walsender, slot_state};
+pub use slot::{
+    InvalidSlotName, SlotName, SlotState, drop_slot, end_stale_sessions, end_stale_walsender, slot_state,
+};
 pub use stream::StreamRequest;

@@ -11,11 +11,10 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
-use tokio::time::{MissedTickBehavior, interval, timeout};
+use tokio::time::{Instant, MissedTickBehavior, interval, timeout, timeout_at};
 use tokio_util::task::AbortOnDropHandle;
 
 use super::error::SourceError;
-
 use super::stream::{Stream, StreamRequest, open, stream_error, stream_notice};
 use crate::change::Lsn;
 use crate::postgres::{Endpoint, StreamMessage};
@@ -75,7 +74,7 @@ struct Group {
     room: OwnedSemaphorePermit,
 }
 
-/// Starts to read. Errors, those of the connection included, come out of [`Reader::next`].
+/// Starts to read. The first frame comes at once, even from a source where nothing happens. Errors, those of the connection included, come out of [`Reader::next`].
 pub fn spawn_reader(endpoint: Endpoint, request: StreamRequest) -> Reader {
     let (sender, groups) = mpsc::unbounded_channel();
     let (acknowledged, acknowledgements) = watch::channel(request.start);
@@ -141,13 +140,14 @@ async fn run(
     mut acknowledged: watch::Receiver<Lsn>,
     sender: &mpsc::UnboundedSender<Result<Group, SourceError>>,
 ) -> Result<(), SourceError> {
-    let Stream { mut copy, status_interval } = open(endpoint, request).await?;
+    let Stream { mut copy, patience } = open(endpoint, request).await?;
     let failed = |error| stream_error(error, request);
     let capacity = request.capacity_bytes.clamp(1, Semaphore::MAX_PERMITS.min(u32::MAX as usize));
     let room = Arc::new(Semaphore::new(capacity));
-    let mut status_due = interval(status_interval);
+    let mut status_due = interval(patience.status_interval);
     status_due.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut waiting = Vec::new();
+    let mut heard = Instant::now();
     loop {
         let mut is_reply_due = false;
         if waiting.is_empty() {
@@ -176,17 +176,26 @@ async fn run(
             }
             _ = status_due.tick() => {
                 let flushed = *acknowledged.borrow_and_update();
-                copy.send_status(flushed).await.map_err(failed)?;
+                copy.ping(flushed).await.map_err(failed)?;
             }
             room = make_room(&room, capacity, &waiting) => {
                 let frames = std::mem::take(&mut waiting);
+                heard = Instant::now();
                 if sender.send(Ok(Group { frames, room })).is_err() {
                     return Ok(());
                 }
             }
-            filled = copy.fill(), if waiting.is_empty() => filled.map_err(failed)?,
+            filled = timeout_at(heard + patience.silence, copy.fill()), if waiting.is_empty() => {
+                filled.map_err(|_| silent(patience.silence))?.map_err(failed)?;
+                heard = Instant::now();
+            }
         }
     }
+}
+
+fn silent(silence: Duration) -> SourceError {
+    let problem = format!("nothing came for {} s, although answers were asked for", silence.as_secs());
+    SourceError::lost(&problem, "reading changes")
 }
 
 fn into_frame(

@@ -146,6 +146,29 @@ pub async fn slot_state(client: &Client, slot: &SlotName) -> Result<Option<SlotS
     }))
 }
 
+/// Ends what a dead predecessor left: every connection of our own role that carries one of the names. The
+/// server would notice only when TCP gives up, and until then keeps temporary slots, snapshots and table locks.
+pub async fn end_stale_sessions(client: &Client, names: &[&SlotName]) -> Result<(), SourceError> {
+    let names: Vec<&str> = names.iter().map(|name| name.as_str()).collect();
+    let sql = "SELECT pg_catalog.count(pg_catalog.pg_terminate_backend(a.pid)) FROM pg_catalog.pg_stat_activity AS a \
+               WHERE a.usename = current_user AND a.application_name = ANY ($1) AND a.pid <> pg_catalog.pg_backend_pid() \
+                 AND a.datname = pg_catalog.current_database()";
+    let deadline = Instant::now() + RELEASE_TIMEOUT;
+    loop {
+        let ended: i64 = client
+            .query_one(sql, &[&names])
+            .await
+            .and_then(|row| row.try_get(0))
+            .map_err(|error| SourceError::sql(&error, "ending old connections of the shard"))?;
+        // One that does not go is told of by whatever needs what it holds.
+        if ended == 0 || Instant::now() > deadline {
+            return Ok(());
+        }
+        info!(connections = ended, "ended the connections of an earlier run");
+        sleep(RELEASE_POLL).await;
+    }
+}
+
 /// Ends the connection of a dead predecessor that still holds our slot, and waits until the slot is free. A
 /// connection that is not ours (another `application_name`) is left alone: `SlotInUse`.
 pub async fn end_stale_walsender(client: &Client, slot: &SlotName) -> Result<(), SourceError> {

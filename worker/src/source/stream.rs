@@ -15,6 +15,10 @@ use crate::postgres::{CopyBoth, Endpoint, ReplicationConnection, ReplicationErro
 /// Longest time without a status update.
 const STATUS_INTERVAL_MAX: Duration = Duration::from_secs(10);
 const STATUS_INTERVAL_MIN: Duration = Duration::from_millis(50);
+/// A server that never gives up on us (`wal_sender_timeout` is 0) is given up after this long.
+const SILENCE_MAX: Duration = Duration::from_mins(10);
+/// Two status intervals: one answer may be late.
+const SILENCE_MIN: Duration = Duration::from_secs(20);
 
 /// What is to be read.
 #[derive(Clone, Debug)]
@@ -34,8 +38,28 @@ pub struct StreamRequest {
 /// A running stream.
 pub(super) struct Stream {
     pub(super) copy: CopyBoth,
-    /// How often the server must hear of us.
+    pub(super) patience: Patience,
+}
+
+/// How long either side waits for the other, from the server's `wal_sender_timeout`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Patience {
+    /// How often the server must hear of us: three times per timeout. It answers each time.
     pub(super) status_interval: Duration,
+    /// A server from which nothing came for so long, answers included, is gone or frozen.
+    pub(super) silence: Duration,
+}
+
+impl Patience {
+    fn new(wal_sender_timeout: Duration) -> Self {
+        if wal_sender_timeout.is_zero() {
+            return Self { status_interval: STATUS_INTERVAL_MAX, silence: SILENCE_MAX };
+        }
+        Self {
+            status_interval: (wal_sender_timeout / 3).clamp(STATUS_INTERVAL_MIN, STATUS_INTERVAL_MAX),
+            silence: wal_sender_timeout.max(SILENCE_MIN),
+        }
+    }
 }
 
 pub(super) async fn open(endpoint: &Endpoint, request: &StreamRequest) -> Result<Stream, SourceError> {
@@ -44,12 +68,12 @@ pub(super) async fn open(endpoint: &Endpoint, request: &StreamRequest) -> Result
         .await
         .map_err(|error| SourceError::connect(endpoint, &error))?;
     check_identity(&mut connection, &request.identity).await?;
-    let status_interval = check_slot(&mut connection, request).await?;
+    let patience = check_slot(&mut connection, request).await?;
     let copy = connection
         .start_copy_both(&start_statement(request))
         .await
         .map_err(|error| start_error(error, request))?;
-    Ok(Stream { copy, status_interval })
+    Ok(Stream { copy, patience })
 }
 
 /// Version 1 of the protocol has all that is needed: later ones add streaming of transactions in progress and
@@ -87,12 +111,11 @@ async fn check_identity(
     Ok(())
 }
 
-/// Asked to start before the slot's position, the server would begin at the slot's and say nothing. Returns how
-/// often the server must hear of us: three times per `wal_sender_timeout`.
+/// Asked to start before the slot's position, the server would begin at the slot's and say nothing.
 async fn check_slot(
     connection: &mut ReplicationConnection,
     request: &StreamRequest,
-) -> Result<Duration, SourceError> {
+) -> Result<Patience, SourceError> {
     let sql = format!(
         "SELECT s.confirmed_flush_lsn, t.setting FROM pg_catalog.pg_settings AS t \
          LEFT JOIN pg_catalog.pg_replication_slots AS s ON s.slot_name = {} \
@@ -111,10 +134,7 @@ async fn check_slot(
         }
     }
     let timeout_ms = row.get(1).and_then(|text| text.as_deref()?.parse::<u64>().ok()).unwrap_or_default();
-    if timeout_ms == 0 {
-        return Ok(STATUS_INTERVAL_MAX);
-    }
-    Ok(Duration::from_millis(timeout_ms / 3).clamp(STATUS_INTERVAL_MIN, STATUS_INTERVAL_MAX))
+    Ok(Patience::new(Duration::from_millis(timeout_ms)))
 }
 
 async fn single_row(connection: &mut ReplicationConnection, sql: &str) -> Result<TextRow, SourceError> {
@@ -178,6 +198,17 @@ pub(super) fn stream_error(error: ReplicationError, request: &StreamRequest) -> 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn server_hears_of_us_often_enough_and_is_not_given_up_before_it_would_give_us_up() {
+        for timeout_ms in [100, 10_000, 60_000, 300_000] {
+            let timeout = Duration::from_millis(timeout_ms);
+            let Patience { status_interval, silence } = Patience::new(timeout);
+            assert!(status_interval * 2 < timeout && status_interval * 2 <= silence, "{timeout_ms} ms");
+            assert!(silence >= timeout, "{timeout_ms} ms");
+        }
+        assert_eq!(Patience::new(Duration::ZERO).silence, SILENCE_MAX);
+    }
 
     #[test]
     fn names_are_quoted_where_the_server_reads_a_list_inside_a_literal() {

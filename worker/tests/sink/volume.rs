@@ -163,6 +163,7 @@ async fn begin(database: &Database, folder: &Path, slot: Lsn) -> (Beginning, Vol
         volume: volume.record().unwrap(),
         sink: started.checkpoint,
         is_new_revision: started.moved_from_revision.is_some(),
+        source_end: Lsn(u64::MAX),
     };
     (reconcile(&known).unwrap(), volume)
 }
