@@ -97,8 +97,14 @@ pub enum OperatorReason {
     NameTaken,
     /// Two different specs have the same revision name.
     RevisionClash,
+    /// A stored revision cannot be read.
+    RevisionUnreadable,
     /// The API server refuses an object that the pipeline needs.
     ApiRefused,
+    /// Kubernetes makes no pod for a worker or for the clean-up.
+    PodsRefused,
+    /// The operator cannot see what there is.
+    ObservationFailed,
     /// No node takes a worker's pod.
     PodUnschedulable,
     /// The worker's image cannot be pulled.

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 /// What a Kubernetes object's name looks like, as a CEL rule on the name.
 pub(crate) const OBJECT_NAME_RULE: &str =
     "self.matches('^[a-z0-9]([-a-z0-9]*[a-z0-9])?([.][a-z0-9]([-a-z0-9]*[a-z0-9])?)*$')";
-/// What to write instead.
+/// What to write instead of a Secret's name.
 pub(crate) const OBJECT_NAME_MESSAGE: &str = "must be the name of a Secret of the pipeline's namespace: lowercase letters, digits, '-' and '.', for example shop-db";
 
 /// How to reach a PostgreSQL database.

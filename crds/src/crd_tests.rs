@@ -110,6 +110,36 @@ fn an_edit_that_would_lose_changes_is_refused_with_a_sentence() {
 }
 
 #[test]
+fn a_name_that_no_object_can_have_is_refused() {
+    let schema = schema().unwrap();
+    let fields: &[(&str, &str)] = &[
+        ("/spec/source/postgres/connection", "credentialsSecret"),
+        ("/spec/sink/postgres/connection", "credentialsSecret"),
+        ("/spec/source/postgres/connection/tls", "caSecret"),
+        ("/spec/source/postgres/connection/tls", "clientCertificateSecret"),
+        ("/spec/sink/postgres/connection/tls", "caSecret"),
+        ("/spec/sink/postgres/connection/tls", "clientCertificateSecret"),
+        ("/spec/worker/storage", "storageClassName"),
+    ];
+    let with = |parent: &str, field: &str, name: &str| {
+        let mut pipeline = kube::core::cel::apply_defaults(&schema, &pipeline());
+        pipeline.pointer_mut(parent).unwrap()[field] = json!(name);
+        Validator::new().validate(&schema, &pipeline, None)
+    };
+    for (parent, field) in fields {
+        for name in
+            ["Shop", "shop_db", "-shop", "shop-", "shop..db", "shop/db", "shop db", "ns:shop", "shop\n"]
+        {
+            let error = with(parent, field, name).expect_err(name).to_string();
+            assert!(error.contains("must be the name of a"), "{parent}/{field} {name:?}: {error}");
+        }
+        for name in ["a", "shop-db", "shop.db-2", "0"] {
+            with(parent, field, name).unwrap_or_else(|error| panic!("{parent}/{field} {name}: {error}"));
+        }
+    }
+}
+
+#[test]
 fn an_edit_that_loses_nothing_is_taken() {
     let schema = schema().unwrap();
     let old = kube::core::cel::apply_defaults(&schema, &pipeline());

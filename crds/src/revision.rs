@@ -2,6 +2,10 @@
 //!
 //! Only what changes the rows in the sink mints a revision. Credentials, resources, batch sizes, the log
 //! filter and an upgrade of the operator do not.
+//!
+//! Both types are stored, and the name is a hash of the JSON. So a field that is added later must be absent from
+//! the JSON while it is empty (`#[serde(default, skip_serializing_if = …)]`), and the fields that are there keep
+//! their form: else every pipeline would get a new revision with the upgrade of its operator.
 
 use std::collections::BTreeMap;
 
@@ -17,8 +21,10 @@ pub struct DataAffecting {
     /// `source.postgres.tables`, sorted: their order means nothing.
     pub tables: Vec<String>,
     /// `sink.postgres.schemaMap`.
+    #[serde(default)]
     pub schema_map: BTreeMap<String, String>,
     /// `worker.image` as written: absent means the operator's own at minting time.
+    #[serde(default)]
     pub image: Option<String>,
     /// `worker.shards`.
     pub shards: u16,
@@ -68,4 +74,30 @@ pub struct MintedRevision {
     pub data: DataAffecting,
     /// The image its workers run, resolved when it was minted.
     pub image: String,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Revisions as they are stored in clusters, and their names. Neither may ever change here.
+    const STORED: [(&str, &str); 2] = [
+        (
+            r#"{"data":{"tables":["public.inventory","sales.*"],"schemaMap":{},"image":null,"shards":2},"image":"registry.example.com/penstock-worker:0.1.0"}"#,
+            "rfb51a752",
+        ),
+        (
+            r#"{"data":{"tables":["public.a"],"schemaMap":{"public":"shop"},"image":"worker:1","shards":1},"image":"worker:1"}"#,
+            "r091896cc",
+        ),
+    ];
+
+    #[test]
+    fn a_stored_revision_keeps_its_name_and_its_form() {
+        for (stored, name) in STORED {
+            let minted: MintedRevision = serde_json::from_str(stored).unwrap();
+            assert_eq!(minted.data.name().unwrap().0, name, "{stored}");
+            assert_eq!(serde_json::to_string(&minted).unwrap(), stored);
+        }
+    }
 }

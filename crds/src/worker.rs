@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use kube::KubeSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::connection::OBJECT_NAME_RULE;
 use crate::scheduling::{ImagePullSecret, Resources, Toleration};
 
 /// The processes that move the changes.
@@ -98,6 +99,8 @@ pub struct Storage {
     /// Storage class. Without it, the cluster's default.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 253))]
+    #[x_kube(validation = Rule::new(OBJECT_NAME_RULE)
+        .message("worker.storage.storageClassName must be the name of a StorageClass: lowercase letters, digits, '-' and '.', for example fast-ssd"))]
     pub storage_class_name: Option<String>,
 }
 

@@ -1,6 +1,9 @@
 //! What the documents say, held against the code: the examples are accepted, and every reason that a condition
 //! can have is explained, with what happens by itself and what a person has to do.
 
+// Helpers of a test are tests too, which the lints do not see.
+#![allow(clippy::panic, clippy::unwrap_used)]
+
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
@@ -17,14 +20,16 @@ fn read(path: &str) -> String {
 
 /// The variants of an enum without data, in order, from its source.
 fn variants(source: &str, name: &str) -> Vec<String> {
-    let body = source.split(&format!("pub enum {name} {{")).nth(1).unwrap_or_else(|| panic!("no enum {name}"));
+    let body =
+        source.split(&format!("pub enum {name} {{")).nth(1).unwrap_or_else(|| panic!("no enum {name}"));
     let body = body.split("\n}").next().unwrap();
     body.lines().filter_map(|line| line.trim().strip_suffix(',')).map(str::to_owned).collect()
 }
 
 /// The rows of the tables in a document whose first cell is a word in backquotes: word, other cells.
 fn rows(document: &str) -> BTreeMap<String, Vec<String>> {
-    let cells = |line: &str| line.trim_matches('|').split('|').map(|cell| cell.trim().to_owned()).collect::<Vec<_>>();
+    let cells =
+        |line: &str| line.trim_matches('|').split('|').map(|cell| cell.trim().to_owned()).collect::<Vec<_>>();
     let row = |line: &str| {
         let cells = cells(line);
         let word = cells.first()?.strip_prefix('`')?.strip_suffix('`')?.to_owned();
@@ -73,7 +78,9 @@ fn every_reason_of_a_worker_is_explained_with_its_policy() {
     let rows = rows(&guide);
     for word in variants(include_str!("../src/report.rs"), "Reason") {
         let reason: Reason = serde_json::from_value(serde_json::json!(word)).unwrap();
-        let row = rows.get(&word).unwrap_or_else(|| panic!("docs/guide-troubleshooting.md does not explain {word}"));
+        let row = rows
+            .get(&word)
+            .unwrap_or_else(|| panic!("docs/guide-troubleshooting.md does not explain {word}"));
         let policy = match reason.policy() {
             Policy::Retry => "by itself",
             Policy::Halt => "you",

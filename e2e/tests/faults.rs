@@ -12,7 +12,11 @@ use kube::api::{Api, DeleteParams, LogParams};
 use penstock_e2e::kubernetes::{
     Cluster, Database, OPERATOR_NAMESPACE, PASSWORD, Pipeline, eventually, kill_container, manifest,
 };
+use tokio::sync::Mutex;
 use tokio::task::JoinHandle;
+
+/// Both tests take the operator away: not at the same time.
+static OPERATOR: Mutex<()> = Mutex::const_new(());
 
 const TABLES: [&str; 2] = ["accounts", "journal"];
 const SCHEMA: &str = "
@@ -67,7 +71,7 @@ async fn operator_pods(cluster: &Cluster) -> Result<Vec<Pod>> {
 
 async fn leader(cluster: &Cluster) -> Result<String> {
     let leases: Api<Lease> = Api::namespaced(cluster.client.clone(), OPERATOR_NAMESPACE);
-    eventually("an operator leads", Duration::from_secs(60), || async {
+    eventually("an operator leads", Duration::from_mins(1), || async {
         let lease = leases.list(&kube::api::ListParams::default()).await?.items.into_iter().next();
         Ok(lease.and_then(|lease| lease.spec?.holder_identity).filter(|holder| !holder.is_empty()))
     })
@@ -78,7 +82,7 @@ async fn wait_until_caught_up(source: &Database, sink: &Database) -> Result<()> 
     source.execute("SELECT pg_logical_emit_message(true, 'test', 'a transaction to end with')").await?;
     let end = source.text("SELECT pg_current_wal_flush_lsn()").await?;
     let query = format!("SELECT min(end_lsn) >= '{end}'::pg_lsn FROM penstock.checkpoint");
-    eventually("the sink has caught up", Duration::from_secs(120), || async {
+    eventually("the sink has caught up", Duration::from_mins(2), || async {
         Ok((sink.text(&query).await? == "t").then_some(()))
     })
     .await
@@ -86,7 +90,9 @@ async fn wait_until_caught_up(source: &Database, sink: &Database) -> Result<()> 
 
 async fn assert_equal(source: &Database, sink: &Database) -> Result<()> {
     for table in TABLES {
-        let query = format!("SELECT count(*) || ' rows, hash ' || coalesce(sum(hashtextextended(t::text, 7)), 0) FROM {table} t");
+        let query = format!(
+            "SELECT count(*) || ' rows, hash ' || coalesce(sum(hashtextextended(t::text, 7)), 0) FROM {table} t"
+        );
         let (left, right) = (source.text(&query).await?, sink.text(&query).await?);
         ensure!(left == right, "{table}: source {left}, sink {right}");
     }
@@ -99,7 +105,8 @@ async fn all_logs(cluster: &Cluster, namespace: &str, labels: &str) -> Result<St
     for pod in cluster.list::<Pod>(namespace, labels).await? {
         let name = pod.metadata.name.context("a pod has a name")?;
         for previous in [false, true] {
-            logs += &api.logs(&name, &LogParams { previous, ..LogParams::default() }).await.unwrap_or_default();
+            logs +=
+                &api.logs(&name, &LogParams { previous, ..LogParams::default() }).await.unwrap_or_default();
         }
     }
     Ok(logs)
@@ -107,6 +114,7 @@ async fn all_logs(cluster: &Cluster, namespace: &str, labels: &str) -> Result<St
 
 #[tokio::test(flavor = "multi_thread")]
 async fn worker_operator_sink_and_source_killed_in_turn_lose_and_double_nothing() -> Result<()> {
+    let _alone = OPERATOR.lock().await;
     let cluster = Cluster::connect().await?;
     let namespace = cluster.namespace("faults").await?;
     let (source, sink) = tokio::try_join!(
@@ -141,7 +149,8 @@ async fn worker_operator_sink_and_source_killed_in_turn_lose_and_double_nothing(
     ensure!(steps > 100, "{steps} transactions prove nothing");
     wait_until_caught_up(&source, &sink).await?;
     assert_equal(&source, &sink).await?;
-    let changes = "SELECT count(*) FROM pg_logical_slot_peek_changes('witness', NULL, NULL, 'skip-empty-xacts', '1')
+    let changes =
+        "SELECT count(*) FROM pg_logical_slot_peek_changes('witness', NULL, NULL, 'skip-empty-xacts', '1')
         WHERE data LIKE 'table public.accounts: %' OR data LIKE 'table public.journal: %'";
     assert_eq!(source.text(changes).await?, sink.text("SELECT sequence FROM penstock.checkpoint").await?);
     pipeline.wait_until_ready().await?;
@@ -154,8 +163,12 @@ async fn worker_operator_sink_and_source_killed_in_turn_lose_and_double_nothing(
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_second_operator_takes_over_when_the_first_is_asked_to_stop() -> Result<()> {
+    let _alone = OPERATOR.lock().await;
     let cluster = Cluster::connect().await?;
-    ensure!(operator_pods(&cluster).await?.len() >= 2, "the operator is installed with two replicas for this test");
+    ensure!(
+        operator_pods(&cluster).await?.len() >= 2,
+        "the operator is installed with two replicas for this test"
+    );
     let first = leader(&cluster).await?;
     let pods: Api<Pod> = Api::namespaced(cluster.client.clone(), OPERATOR_NAMESPACE);
     pods.delete(&first, &DeleteParams::default()).await?;

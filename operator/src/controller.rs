@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use futures::StreamExt as _;
+use jiff::Timestamp;
 use kube::core::DeserializeGuard;
 use kube::runtime::controller::{Action, Config, Error as LoopError};
 use kube::runtime::{Controller, watcher};
@@ -15,7 +16,7 @@ use tracing::Instrument as _;
 use crate::apply::{Applier, ApplyError, Publisher};
 use crate::metrics::{Metrics, Outcome};
 use crate::observe::{Caches, ObserveError, Observer};
-use crate::plan::{Plan, PlanError, Step, plan};
+use crate::plan::{Plan, PlanError, Step, plan, unobserved};
 
 /// Longest pause after an error.
 const BACKOFF_MAX: Duration = Duration::from_mins(1);
@@ -38,6 +39,19 @@ struct Memory {
     refused: Option<String>,
     /// Errors since the last success.
     errors: u32,
+    /// Observations that failed, in a row.
+    unseen: u32,
+}
+
+/// Observations that may fail in a row before what was said of a pipeline stands no more.
+const UNSEEN_MAX: u32 = 2;
+
+impl Memory {
+    /// Takes note of an observation; whether what was said before stands no more.
+    fn observed(&mut self, is_seen: bool) -> bool {
+        self.unseen = if is_seen { 0 } else { self.unseen.saturating_add(1) };
+        self.unseen > UNSEEN_MAX
+    }
 }
 
 /// A pass that failed. It is tried again.
@@ -115,7 +129,12 @@ async fn pass(stored: Arc<Stored>, context: Arc<Context>) -> Result<Action, Pass
 async fn reconcile(pipeline: &CdcPipeline, context: &Context) -> Result<Action, PassError> {
     let uid = pipeline.uid().unwrap_or_default();
     // 1. What is?
-    let observed = context.observer.observe(pipeline, context.memory(&uid).refused).await?;
+    let observed = context.observer.observe(pipeline, context.memory(&uid).refused).await;
+    if let Err(error) = &observed {
+        context.unseen(&uid, pipeline, error).await;
+    }
+    let observed = observed?;
+    context.seen(&uid);
     // 2. What is there to do, and to say?
     let plan = plan(&observed.world)?;
     log(pipeline, &plan);
@@ -125,6 +144,9 @@ async fn reconcile(pipeline: &CdcPipeline, context: &Context) -> Result<Action, 
     context.metrics.show(&observed.world, phase(&plan), is_ready(&plan));
     context.remember(&uid, &plan, &applied);
     applied?;
+    if plan.leaves_something_behind() {
+        context.metrics.left_behind();
+    }
     // 5. When is there something to see again?
     Ok(plan.look_again.map_or_else(Action::await_change, |pause| Action::requeue(jittered(pause))))
 }
@@ -189,6 +211,22 @@ impl Context {
         }
     }
 
+    fn seen(&self, uid: &str) {
+        self.lock().entry(uid.to_owned()).or_default().observed(true);
+    }
+
+    /// What cannot be seen must not stay `Ready`. Best effort: the API server may be what fails.
+    async fn unseen(&self, uid: &str, pipeline: &CdcPipeline, error: &ObserveError) {
+        if !self.lock().entry(uid.to_owned()).or_default().observed(false) {
+            return;
+        }
+        self.metrics.unobserved(uid);
+        let status = unobserved(pipeline, Timestamp::now(), &error.to_string());
+        if let Err(error) = self.applier.say(pipeline, &status).await {
+            tracing::warn!(%error, "nobody can be told that the pipeline cannot be observed");
+        }
+    }
+
     fn fail(&self, uid: &str) -> u32 {
         let mut memories = self.lock();
         let memory = memories.entry(uid.to_owned()).or_default();
@@ -206,5 +244,18 @@ impl Context {
 
     fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<String, Memory>> {
         self.memories.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_third_failed_observation_in_a_row_is_said() {
+        let mut memory = Memory::default();
+        let said: Vec<bool> =
+            [false, false, true, false, false, false, false].map(|is_seen| memory.observed(is_seen)).into();
+        assert_eq!(said, [false, false, false, false, false, true, true]);
     }
 }

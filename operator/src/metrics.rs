@@ -25,6 +25,7 @@ pub struct Metrics {
     running: Gauge,
     leader: Gauge,
     malformed: Counter,
+    left_behind: Counter,
     silent: Family<PipelineLabels, Counter>,
     pipelines: Family<PhaseLabels, Gauge>,
     ready: Family<PipelineLabels, Gauge>,
@@ -92,6 +93,7 @@ impl Default for Metrics {
             running: Gauge::default(),
             leader: Gauge::default(),
             malformed: Counter::default(),
+            left_behind: Counter::default(),
             silent: Family::default(),
             pipelines: Family::default(),
             ready: Family::default(),
@@ -122,6 +124,11 @@ impl Metrics {
             "malformed_objects",
             "Times that a stored pipeline could not be read",
             self.malformed.clone(),
+        );
+        operator.register(
+            "left_behind",
+            "Pipelines let go although deletionPolicy Delete could not be carried out: their namespace was deleted",
+            self.left_behind.clone(),
         );
         operator.register(
             "worker_report_failures",
@@ -172,6 +179,11 @@ impl Metrics {
         self.malformed.inc();
     }
 
+    /// A pipeline went, and what it leaves in databases stayed against its `deletionPolicy`.
+    pub(crate) fn left_behind(&self) {
+        self.left_behind.inc();
+    }
+
     /// Whether this operator leads.
     pub fn set_leader(&self, is_leader: bool) {
         self.leader.set(is_leader.into());
@@ -218,6 +230,15 @@ impl Metrics {
                 .iter()
                 .filter(|labels| !still.contains(labels))
                 .for_each(|labels| self.hide(labels));
+        }
+    }
+
+    /// A pipeline cannot be observed: nothing that was seen of it stands any more.
+    pub(crate) fn unobserved(&self, uid: &str) {
+        let shown = self.lock();
+        if let Some(pipeline) = shown.get(uid) {
+            self.ready.get_or_create(&pipeline.pipeline).set(0);
+            pipeline.shards.iter().for_each(|labels| self.hide(labels));
         }
     }
 
@@ -286,6 +307,20 @@ mod tests {
         }
         metrics.forget("shop", "inventory");
         assert!(!metrics.text().unwrap().contains("inventory"));
+    }
+
+    #[test]
+    fn a_pipeline_that_cannot_be_observed_is_not_ready() {
+        let metrics = Metrics::default();
+        let world = in_phase(WorkerPhase::Streaming);
+        metrics.show(&world, Some(Phase::Streaming), true);
+        metrics.unobserved(&world.uid);
+        let text = metrics.text().unwrap();
+        assert!(
+            text.contains("penstock_pipeline_ready{namespace=\"shop\",pipeline=\"inventory\"} 0"),
+            "{text}"
+        );
+        assert!(!text.contains("shard=\"0\""), "{text}");
     }
 
     #[test]

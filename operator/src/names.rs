@@ -13,7 +13,7 @@ pub(crate) const LABEL_MANAGED_BY: &str = "app.kubernetes.io/managed-by";
 pub(crate) const LABEL_COMPONENT: &str = "app.kubernetes.io/component";
 /// Label of Kubernetes: ordinal of a StatefulSet's pod, which is the shard.
 pub(crate) const LABEL_POD_INDEX: &str = "apps.kubernetes.io/pod-index";
-/// Annotation: hash of the manifest that a worker or a Job was made from.
+/// Annotation: hash of what a worker's pod or the clean-up Job was made from.
 pub(crate) const ANNOTATION_MANIFEST: &str = "penstock.dev/manifest";
 /// Annotation of the control Secret: when its certificate is renewed.
 pub(crate) const ANNOTATION_RENEW_AT: &str = "penstock.dev/renew-at";

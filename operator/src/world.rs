@@ -12,6 +12,8 @@ use serde::Serialize;
 
 /// How long a worker's last report counts after the worker stopped answering.
 const REPORT_VALID: SignedDuration = SignedDuration::from_secs(15);
+/// How long Kubernetes may take to make a pod before something refuses it.
+const PODS_ARE_MADE_WITHIN: SignedDuration = SignedDuration::from_secs(30);
 
 /// Everything that is known about one pipeline at one time.
 #[derive(Clone, Debug)]
@@ -28,6 +30,8 @@ pub struct World {
     pub namespace_terminating: bool,
     /// Kept revisions, in no order.
     pub revisions: Vec<KnownRevision>,
+    /// Kept revisions that cannot be read, as `ControllerRevision inventory-r1a2b3c4d: missing field data`.
+    pub unreadable: Vec<String>,
     /// Worker `StatefulSets`, one per revision.
     pub sets: Vec<WorkerSet>,
     /// Worker pods, ending ones too.
@@ -40,6 +44,8 @@ pub struct World {
     pub secrets: BTreeMap<String, SecretKeys>,
     /// The Secret that operator and workers share.
     pub control: ControlSecret,
+    /// Since when pods that a StatefulSet or the clean-up Job should have are not there; absent when none lacks.
+    pub pods_lack_since: Option<Timestamp>,
     /// The clean-up Job.
     pub clean_up: Option<CleanUpJob>,
     /// Pods of the clean-up Job, ending ones too.
@@ -69,6 +75,11 @@ impl World {
     /// Whether the object waits for the operator before it goes.
     pub fn has_finalizer(&self) -> bool {
         self.pipeline.metadata.finalizers.iter().flatten().any(|finalizer| finalizer == FINALIZER)
+    }
+
+    /// Whether pods that should be there have not been made for so long that something refuses them.
+    pub fn are_pods_refused(&self) -> bool {
+        self.pods_lack_since.is_some_and(|since| self.now.duration_since(since) > PODS_ARE_MADE_WITHIN)
     }
 
     /// The StatefulSet of a revision.
@@ -108,7 +119,9 @@ pub struct WorkerSet {
     pub object: Owned,
     /// `spec.replicas`.
     pub replicas_wanted: i32,
-    /// The controller has seen `spec` as it is, and says that no pod is left.
+    /// The controller has seen `spec` as it is.
+    pub is_observed: bool,
+    /// It has, and says that no pod is left.
     pub is_observed_empty: bool,
     /// It is being deleted.
     pub is_deleting: bool,
@@ -123,6 +136,10 @@ pub struct WorkerPod {
     pub revision: RevisionName,
     /// Its shard.
     pub shard: u16,
+    /// Its UID, so that a deletion never meets its successor.
+    pub uid: String,
+    /// Hash of what it was made from; empty when it does not say.
+    pub made_from: String,
     /// It is being deleted.
     pub is_deleting: bool,
     /// What keeps it from running.

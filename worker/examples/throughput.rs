@@ -1,11 +1,12 @@
 //! Rows per second of the first load and of the stream, and the worker's peak memory, on this machine:
-//! `cargo run --release -p penstock-worker --example throughput [ROWS]` after `cargo build --release`.
+//! `cargo run -p penstock-worker --example throughput ROWS [WORKER]` after `cargo build --release`; WORKER is the
+//! program to measure, by default the release build's.
 //!
 //! Both servers run here with fsync on. The stream is measured from a standing start: the rows are committed while
 //! the worker is stopped, and the time is taken until the sink's checkpoint has passed them.
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -19,20 +20,26 @@ const TABLE: &str = "CREATE TABLE events (id bigint PRIMARY KEY, kind int NOT NU
 
 fn rows(from: u64, to: u64) -> String {
     format!(
-        "INSERT INTO events SELECT g, g % 17, g * 7919 % 100000, (g % 100000) / 100.0, timestamptz '2024-01-01' + g * interval '1 second',
+        "INSERT INTO events SELECT g, g % 17, g::bigint * 7919 % 100000, (g % 100000) / 100.0, timestamptz '2024-01-01' + g * interval '1 second',
             md5(g::text)::uuid, g % 2 = 0, 'note number ' || g || ' of the benchmark' FROM generate_series({from}, {to}) g"
     )
+}
+
+/// The program to measure: the second argument, or the release build beside this one.
+fn program() -> Result<PathBuf> {
+    if let Some(path) = std::env::args().nth(2) {
+        return Ok(path.into());
+    }
+    let this = std::env::current_exe()?;
+    let target = this.ancestors().nth(3).context("the folder of cargo's output")?;
+    Ok(target.join("release/penstock-worker"))
 }
 
 struct Worker(Child);
 
 impl Worker {
-    fn start(file: &PathBuf, state: &PathBuf) -> Result<Self> {
-        let program = std::env::current_exe()?
-            .parent()
-            .and_then(|folder| folder.parent())
-            .context("the folder of the program")?
-            .join("penstock-worker");
+    fn start(file: &Path, state: &Path) -> Result<Self> {
+        let program = program()?;
         let child = Command::new(&program)
             .args(["run", "--log", "warn", "--file"])
             .arg(file)
@@ -74,7 +81,12 @@ async fn wait_for(server: &Server, query: &str, expected: &str) -> Result<()> {
 #[tokio::main]
 async fn main() -> Result<()> {
     let count: u64 = std::env::args().nth(1).map_or(Ok(1_000_000), |text| text.parse())?;
-    let builder = || Server::builder(Version::V15).fsync(true).setting("max_wal_size", "8GB").setting("shared_buffers", "512MB");
+    let builder = || {
+        Server::builder(Version::V15)
+            .fsync(true)
+            .setting("max_wal_size", "8GB")
+            .setting("shared_buffers", "512MB")
+    };
     let (source, sink) = (builder().start().await?, builder().start().await?);
     for server in [&source, &sink] {
         server.create_database(DATABASE).await?;
@@ -83,9 +95,7 @@ async fn main() -> Result<()> {
     source.run(DATABASE, &rows(1, count)).await?;
     let folder = tempfile::tempdir()?;
     let (file, state) = (folder.path().join("pipeline.yaml"), folder.path().join("state"));
-    let connection = |server: &Server| {
-        json!({"host": "127.0.0.1", "port": server.port, "database": DATABASE, "credentialsSecret": "unused", "tls": {"mode": "disable"}})
-    };
+    let connection = |server: &Server| json!({"host": "127.0.0.1", "port": server.port, "database": DATABASE, "credentialsSecret": "unused", "tls": {"mode": "disable"}});
     let manifest = json!({
         "apiVersion": "penstock.dev/v1alpha1", "kind": "CdcPipeline", "metadata": {"name": "bench"},
         "spec": {
@@ -119,6 +129,10 @@ async fn main() -> Result<()> {
 
 fn report(what: &str, rows: u64, took: Duration, worker: &Worker) -> Result<()> {
     let milliseconds = u64::try_from(took.as_millis())?.max(1);
-    println!("{what}: {rows} rows in {milliseconds} ms, {} rows/s, peak {} MiB", rows * 1000 / milliseconds, worker.peak_mib()?);
+    println!(
+        "{what}: {rows} rows in {milliseconds} ms, {} rows/s, peak {} MiB",
+        rows * 1000 / milliseconds,
+        worker.peak_mib()?
+    );
     Ok(())
 }

@@ -12,7 +12,8 @@ use crate::{sink, source};
 pub async fn clean_up(pipeline: &Pipeline) -> Result<(), Failure> {
     let is_managed = pipeline.manifest.spec.source.postgres.publication.is_none();
     // Adopted state keeps the names it was made with.
-    let names_uid = sink::names_uid(&pipeline.sink, &pipeline.uid).await?.unwrap_or_else(|| pipeline.uid.clone());
+    let names_uid =
+        sink::names_uid(&pipeline.sink, &pipeline.uid).await?.unwrap_or_else(|| pipeline.uid.clone());
     source::clean_up(&pipeline.source, &names_uid, is_managed).await?;
     sink::clean_up(&pipeline.sink, &pipeline.uid).await?;
     tracing::info!(pipeline = %pipeline.name, "slots, publication and sink state are removed");

@@ -29,18 +29,27 @@ impl Failure {
 
 impl From<DecodeError> for Failure {
     fn from(error: DecodeError) -> Self {
-        Self::new(Reason::ProtocolViolation, format!("The source's stream cannot be read: {error}. Nothing of it was applied."))
+        Self::new(
+            Reason::ProtocolViolation,
+            format!("The source's stream cannot be read: {error}. Nothing of it was applied."),
+        )
     }
 }
 
 impl From<ProtocolViolation> for Failure {
     fn from(error: ProtocolViolation) -> Self {
-        Self::new(Reason::ProtocolViolation, format!("The source's stream makes no sense: {error}. Nothing of it was applied."))
+        Self::new(
+            Reason::ProtocolViolation,
+            format!("The source's stream makes no sense: {error}. Nothing of it was applied."),
+        )
     }
 }
 
 impl From<BatchError> for Failure {
     fn from(error: BatchError) -> Self {
-        Self::new(Reason::ProtocolViolation, format!("The source's changes make no sense: {error}. Nothing of them was committed."))
+        Self::new(
+            Reason::ProtocolViolation,
+            format!("The source's changes make no sense: {error}. Nothing of them was committed."),
+        )
     }
 }

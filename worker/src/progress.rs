@@ -35,7 +35,9 @@ fn draw(bar: &ProgressBar, report: &Report) {
         (WorkerPhase::Streaming, _) => bar.set_message(streaming_line(report)),
         (WorkerPhase::Snapshotting | WorkerPhase::Starting | WorkerPhase::Stopping, _) => bar.set_message(""),
         (WorkerPhase::Retrying | WorkerPhase::Halted, _) => {
-            bar.set_message(report.problem.as_ref().map(|problem| problem.message.clone()).unwrap_or_default());
+            bar.set_message(
+                report.problem.as_ref().map(|problem| problem.message.clone()).unwrap_or_default(),
+            );
         }
     }
     bar.tick();
@@ -45,7 +47,9 @@ fn streaming_line(report: &Report) -> String {
     let changes = HumanCount(u64::try_from(report.sequence).unwrap_or(0));
     let position = report.position.as_deref().unwrap_or("-");
     match report.lag {
-        Some(lag) => format!("{changes} changes, at {position}, lag {:.1} s ({})", lag.seconds, HumanBytes(lag.bytes)),
+        Some(lag) => {
+            format!("{changes} changes, at {position}, lag {:.1} s ({})", lag.seconds, HumanBytes(lag.bytes))
+        }
         None => format!("{changes} changes, at {position}"),
     }
 }

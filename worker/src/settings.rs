@@ -4,10 +4,10 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use penstock_crds::CdcPipeline;
 use penstock_crds::manifest;
 use penstock_crds::names;
 use penstock_crds::revision::DataAffecting;
-use penstock_crds::CdcPipeline;
 use sha2::{Digest as _, Sha256};
 
 use crate::failure::Failure;
@@ -17,13 +17,13 @@ use penstock_crds::report::Reason;
 /// Flags and environment of `penstock-worker`, the same for every subcommand.
 #[derive(Clone, Debug, clap::Args)]
 pub struct Folders {
-    /// The manifest: a CdcPipeline, the very one that the cluster gets
+    /// The manifest: a `CdcPipeline`, the very one that the cluster gets
     #[arg(long, short, env = "PENSTOCK_FILE", value_name = "FILE")]
     pub file: PathBuf,
 
     /// Folder with source/username, source/password, sink/username and sink/password. The environment
-    /// variables PENSTOCK_SOURCE_USERNAME, PENSTOCK_SOURCE_PASSWORD, PENSTOCK_SINK_USERNAME and
-    /// PENSTOCK_SINK_PASSWORD come first
+    /// variables `PENSTOCK_SOURCE_USERNAME`, `PENSTOCK_SOURCE_PASSWORD`, `PENSTOCK_SINK_USERNAME` and
+    /// `PENSTOCK_SINK_PASSWORD` come first
     #[arg(long, env = "PENSTOCK_CREDENTIALS_DIR", value_name = "DIR", default_value = names::DIR_CREDENTIALS)]
     pub credentials_dir: PathBuf,
 
@@ -53,7 +53,7 @@ pub struct RunArguments {
     #[arg(long, env = "PENSTOCK_SHARD", default_value_t = 0)]
     pub shard: u16,
 
-    /// Folder for the checkpoint; by default ~/.local/state/penstock/<namespace>-<name>-<shard>
+    /// Folder for the checkpoint; by default `~/.local/state/penstock/NAMESPACE-NAME-SHARD`
     #[arg(long, env = "PENSTOCK_STATE_DIR", value_name = "DIR")]
     pub state_dir: Option<PathBuf>,
 
@@ -123,18 +123,19 @@ impl Pipeline {
         let name = manifest.metadata.name.clone().unwrap_or_default();
         let namespace = manifest.metadata.namespace.clone().unwrap_or_else(|| "default".into());
         let uid = manifest.metadata.uid.clone().unwrap_or_else(|| local_uid(&namespace, &name));
-        let endpoint = |end: End, folder: &str, connection: &penstock_crds::connection::PostgresConnection| Endpoint {
-            end,
-            connection: connection.clone(),
-            files: EndpointFiles {
-                credentials: folders.credentials_dir.join(folder),
-                tls: folders.tls_dir.join(folder),
-                environment: credentials_from_environment(end),
-            },
-        };
+        let endpoint =
+            |end: End, folder: &str, connection: &penstock_crds::connection::PostgresConnection| Endpoint {
+                end,
+                connection: connection.clone(),
+                files: EndpointFiles {
+                    credentials: folders.credentials_dir.join(folder),
+                    tls: folders.tls_dir.join(folder),
+                    environment: credentials_from_environment(end),
+                },
+            };
         let source = endpoint(End::Source, "source", &manifest.spec.source.postgres.connection);
         let sink = endpoint(End::Sink, "sink", &manifest.spec.sink.postgres.connection);
-        Ok(Self { uid, namespace, name, source, sink, manifest })
+        Ok(Self { manifest, uid, namespace, name, source, sink })
     }
 }
 
@@ -156,10 +157,12 @@ impl Settings {
         }
         let revision = match &arguments.revision {
             Some(revision) => revision.clone(),
-            None => DataAffecting::from(&pipeline.manifest.spec)
-                .name()
-                .map_err(|error| Failure::new(Reason::ManifestInvalid, error.to_string()))?
-                .0,
+            None => {
+                DataAffecting::from(&pipeline.manifest.spec)
+                    .name()
+                    .map_err(|error| Failure::new(Reason::ManifestInvalid, error.to_string()))?
+                    .0
+            }
         };
         let state_dir = arguments
             .state_dir
@@ -179,7 +182,10 @@ impl Settings {
 /// User name and password from the environment, if both are there.
 fn credentials_from_environment(end: End) -> Option<Credentials> {
     let variable = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
-    Some(Credentials { username: variable(end.username_variable())?, password: variable(end.password_variable())? })
+    Some(Credentials {
+        username: variable(end.username_variable())?,
+        password: variable(end.password_variable())?,
+    })
 }
 
 /// A UID for a manifest that never was in a cluster: the same file means the same pipeline.

@@ -59,7 +59,9 @@ impl Status {
             problem: None,
             notices: Vec::new(),
         };
-        Self { inner: Arc::new(Mutex::new(Inner { report, stream: StreamProgress::default(), next_notice: 1 })) }
+        Self {
+            inner: Arc::new(Mutex::new(Inner { report, stream: StreamProgress::default(), next_notice: 1 })),
+        }
     }
 
     /// The report as of `now_micros` (microseconds since 1970).
@@ -92,7 +94,8 @@ impl Status {
         inner.report.problem = Some(Problem { reason: failure.reason, message: failure.message.clone() });
         inner.stream = StreamProgress::default();
         for end in [End::Source, End::Sink] {
-            let is_away = [end.unreachable(), end.authentication_failed(), end.tls_failed()].contains(&failure.reason);
+            let is_away =
+                [end.unreachable(), end.authentication_failed(), end.tls_failed()].contains(&failure.reason);
             if is_away {
                 inner.reached(end, Reachability::Unreachable);
             }

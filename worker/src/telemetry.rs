@@ -23,7 +23,7 @@ pub enum LogTarget {
 /// Ends the export of traces when dropped.
 #[derive(Debug)]
 pub struct Telemetry {
-    tracer: Option<SdkTracerProvider>,
+    provider: Option<SdkTracerProvider>,
 }
 
 /// Installs the global subscriber. `filter` is a `tracing` filter such as `info`.
@@ -34,20 +34,23 @@ pub fn install(filter: &str, target: LogTarget) -> anyhow::Result<Telemetry> {
     let filter = EnvFilter::try_new(filter)
         .map_err(|error| anyhow::anyhow!("the log filter `{filter}` is not valid: {error}"))?;
     let logs = match target {
-        LogTarget::Stdout if !std::io::stdout().is_terminal() => {
-            tracing_subscriber::fmt::layer().json().flatten_event(true).with_current_span(true).with_span_list(false).boxed()
-        }
+        LogTarget::Stdout if !std::io::stdout().is_terminal() => tracing_subscriber::fmt::layer()
+            .json()
+            .flatten_event(true)
+            .with_current_span(true)
+            .with_span_list(false)
+            .boxed(),
         LogTarget::Stdout => tracing_subscriber::fmt::layer().compact().boxed(),
         LogTarget::Stderr => {
             tracing_subscriber::fmt::layer().compact().with_target(false).with_writer(std::io::stderr).boxed()
         }
     };
-    let tracer = exporter()?;
-    let traces = tracer.as_ref().map(|provider| {
-        tracing_opentelemetry::layer().with_tracer(provider.tracer(SERVICE)).boxed()
-    });
+    let provider = exporter()?;
+    let traces = provider
+        .as_ref()
+        .map(|provider| tracing_opentelemetry::layer().with_tracer(provider.tracer(SERVICE)).boxed());
     tracing_subscriber::registry().with(filter).with(logs).with(traces).try_init()?;
-    Ok(Telemetry { tracer })
+    Ok(Telemetry { provider })
 }
 
 /// An exporter where `OTEL_EXPORTER_OTLP_ENDPOINT` (or its variant for traces) is set.
@@ -63,7 +66,7 @@ fn exporter() -> anyhow::Result<Option<SdkTracerProvider>> {
 
 impl Drop for Telemetry {
     fn drop(&mut self) {
-        if let Some(Err(error)) = self.tracer.take().map(|tracer| tracer.shutdown()) {
+        if let Some(Err(error)) = self.provider.take().map(|provider| provider.shutdown()) {
             eprintln!("traces may be incomplete: {error}");
         }
     }

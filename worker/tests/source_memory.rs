@@ -1,5 +1,7 @@
 //! The memory of the reader, in a process of its own: what the bound says is what the process takes.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
+
 use std::time::{Duration, Instant};
 
 use penstock_crds::connection::{PostgresConnection, Tls, TlsMode};
@@ -87,7 +89,7 @@ async fn memory_stays_within_the_bound_for_wide_rows_and_for_a_few_kept_short_on
     let mut reader = spawn_reader(endpoint, request);
     let started = Instant::now();
     while resident_bytes().saturating_sub(before) < 4 * MIB {
-        assert!(started.elapsed() < Duration::from_secs(60), "nothing is read");
+        assert!(started.elapsed() < Duration::from_mins(1), "nothing is read");
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
     tokio::time::sleep(Duration::from_secs(2)).await;

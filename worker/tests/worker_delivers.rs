@@ -77,13 +77,15 @@ async fn rows_and_changes_arrive_from_postgres_18() -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_transaction_larger_than_the_byte_bound_becomes_visible_at_once_and_memory_stays_bounded() -> Result<()> {
+async fn a_transaction_larger_than_the_byte_bound_becomes_visible_at_once_and_memory_stays_bounded()
+-> Result<()> {
     let mut rig = Rig::new(Version::V15, &["public.wide"]).await?;
     rig.manifest["spec"]["sink"]["postgres"]["batch"] = serde_json::json!({"maxBytes": 1_048_576});
     rig.on_source("CREATE TABLE wide (id int PRIMARY KEY, body text NOT NULL)").await?;
     let worker = rig.start(0)?;
     worker.wait_for_output("streaming").await?;
-    rig.on_source("INSERT INTO wide SELECT g, repeat(md5(g::text), 16) FROM generate_series(1, 300000) g").await?;
+    rig.on_source("INSERT INTO wide SELECT g, repeat(md5(g::text), 16) FROM generate_series(1, 300000) g")
+        .await?;
     let mut seen = "0".to_owned();
     while seen == "0" {
         seen = rig.sink_value("SELECT count(*) FROM wide").await?;
@@ -131,7 +133,8 @@ async fn shards_divide_the_tables_and_join_what_foreign_keys_join() -> Result<()
     rig.on_source("INSERT INTO child SELECT g, g FROM generate_series(11, 500) g").await?;
     rig.wait_until_caught_up().await?;
     rig.assert_equal(&["a", "b", "c", "d", "child"]).await?;
-    let together = "SELECT count(DISTINCT shard) FROM penstock.assignment WHERE source_table IN ('a', 'child')";
+    let together =
+        "SELECT count(DISTINCT shard) FROM penstock.assignment WHERE source_table IN ('a', 'child')";
     assert_eq!(rig.sink_value(together).await?, "1");
     assert_eq!(rig.sink_value("SELECT count(DISTINCT shard) FROM penstock.assignment").await?, "2");
     Ok(())

@@ -8,10 +8,16 @@ use common::{Rig, Worker};
 use penstock_e2e::postgres::Version;
 use serde_json::json;
 
-const TABLE: &str = "CREATE TABLE things (id int PRIMARY KEY, body text); INSERT INTO things VALUES (1, 'one')";
+const TABLE: &str =
+    "CREATE TABLE things (id int PRIMARY KEY, body text); INSERT INTO things VALUES (1, 'one')";
 
 /// The worker says `reason` and `advice`; after `mend` it copies the table.
-async fn says_and_recovers(rig: &Rig, reason: &str, advice: &str, mend: impl AsyncFnOnce() -> Result<()>) -> Result<Worker> {
+async fn says_and_recovers(
+    rig: &Rig,
+    reason: &str,
+    advice: &str,
+    mend: impl AsyncFnOnce() -> Result<()>,
+) -> Result<Worker> {
     let worker = rig.start(0)?;
     worker.wait_for_output(&format!("\"reason\":\"{reason}\"")).await?;
     let output = worker.output()?;
@@ -29,7 +35,9 @@ async fn rig() -> Result<Rig> {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_missing_table() -> Result<()> {
     let rig = rig().await?;
-    says_and_recovers(&rig, "TableMissing", "public.things", async || rig.on_source(TABLE).await).await.map(drop)
+    says_and_recovers(&rig, "TableMissing", "public.things", async || rig.on_source(TABLE).await)
+        .await
+        .map(drop)
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -44,7 +52,10 @@ async fn a_table_without_identity() -> Result<()> {
 async fn a_column_type_that_cannot_be_carried() -> Result<()> {
     let rig = rig().await?;
     rig.on_source("CREATE TYPE pair AS (a int, b int)").await?;
-    rig.on_source("CREATE TABLE things (id int PRIMARY KEY, both_of_them pair); INSERT INTO things VALUES (1)").await?;
+    rig.on_source(
+        "CREATE TABLE things (id int PRIMARY KEY, both_of_them pair); INSERT INTO things VALUES (1)",
+    )
+    .await?;
     let mend = async || rig.on_source("ALTER TABLE things DROP COLUMN both_of_them").await;
     says_and_recovers(&rig, "UnsupportedColumnType", "both_of_them", mend).await.map(drop)
 }
@@ -62,7 +73,8 @@ async fn a_sink_table_of_another_shape() -> Result<()> {
 async fn a_sink_table_with_rows_of_somebody_else() -> Result<()> {
     let rig = rig().await?;
     rig.on_source(TABLE).await?;
-    rig.on_sink("CREATE TABLE things (id int PRIMARY KEY, body text); INSERT INTO things VALUES (5), (6)").await?;
+    rig.on_sink("CREATE TABLE things (id int PRIMARY KEY, body text); INSERT INTO things VALUES (5), (6)")
+        .await?;
     let mend = async || rig.on_sink("TRUNCATE things").await;
     says_and_recovers(&rig, "SinkTableNotEmpty", "things", mend).await.map(drop)
 }

@@ -27,7 +27,10 @@ fn free_port() -> Result<u16> {
 
 async fn served() -> Result<Served> {
     let rig = Rig::new(Version::V15, &["public.things"]).await?;
-    rig.on_source("CREATE TABLE things (id int PRIMARY KEY); INSERT INTO things SELECT generate_series(1, 100)").await?;
+    rig.on_source(
+        "CREATE TABLE things (id int PRIMARY KEY); INSERT INTO things SELECT generate_series(1, 100)",
+    )
+    .await?;
     let folder = rig.state_dir(0).with_extension("control");
     std::fs::create_dir_all(&folder)?;
     let made = rcgen::generate_simple_self_signed(vec!["localhost".into()])?;
@@ -101,20 +104,29 @@ async fn the_report_says_where_the_worker_stands() -> Result<()> {
 #[tokio::test(flavor = "multi_thread")]
 async fn the_report_needs_the_token_and_a_database_that_is_away_is_unready_but_healthy() -> Result<()> {
     let served = served().await?;
-    for request in [served.client.get(&served.report), served.client.get(&served.report).bearer_auth("another")] {
+    for request in
+        [served.client.get(&served.report), served.client.get(&served.report).bearer_auth("another")]
+    {
         assert_eq!(request.send().await?.status(), StatusCode::UNAUTHORIZED);
     }
     served.wait_for("streaming", |report| report.phase == WorkerPhase::Streaming).await?;
     assert_eq!(served.get("/readyz").await?.0, StatusCode::OK);
     let (status, metrics) = served.get("/metrics").await?;
     assert_eq!(status, StatusCode::OK);
-    for metric in ["penstock_worker_snapshot_rows_total 100", "penstock_worker_streaming 1", "penstock_worker_source_up 1"] {
+    for metric in [
+        "penstock_worker_snapshot_rows_total 100",
+        "penstock_worker_streaming 1",
+        "penstock_worker_source_up 1",
+    ] {
         assert!(metrics.contains(metric), "{metric} is not in:\n{metrics}");
     }
     served.rig.sink.stop().await?;
     served.rig.on_source("INSERT INTO things VALUES (101)").await?;
-    let report = served.wait_for("the sink's absence", |report| report.sink == Reachability::Unreachable).await?;
-    assert!(report.problem.is_some_and(|problem| problem.message.contains("127.0.0.1")));
+    let names_the_host = |report: &Report| {
+        report.sink == Reachability::Unreachable
+            && report.problem.as_ref().is_some_and(|problem| problem.message.contains("127.0.0.1"))
+    };
+    served.wait_for("the sink's absence", names_the_host).await?;
     assert_eq!(served.get("/readyz").await?.0, StatusCode::SERVICE_UNAVAILABLE);
     assert_eq!(served.get("/healthz").await?.0, StatusCode::OK);
     Ok(())

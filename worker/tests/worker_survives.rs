@@ -75,7 +75,8 @@ async fn count_changes(rig: &Rig) -> Result<()> {
 }
 
 async fn assert_sequence_counts_every_change_once(rig: &Rig) -> Result<()> {
-    let counted = "SELECT count(*) FROM pg_logical_slot_peek_changes('witness', NULL, NULL, 'skip-empty-xacts', '1')
+    let counted =
+        "SELECT count(*) FROM pg_logical_slot_peek_changes('witness', NULL, NULL, 'skip-empty-xacts', '1')
         WHERE data LIKE 'table public.accounts: %' OR data LIKE 'table public.journal: %'";
     let sequence = rig.sink_value("SELECT sequence FROM penstock.checkpoint").await?;
     assert_eq!(rig.source_value(counted).await?, sequence);
@@ -158,7 +159,11 @@ async fn a_worker_killed_during_the_first_load_copies_each_row_once() -> Result<
     load.stop().await?;
     rig.wait_until_caught_up().await?;
     rig.assert_equal(&["accounts", "journal"]).await?;
-    assert_eq!(rig.source_value("SELECT count(*) FROM pg_replication_slots").await?, "1", "a slot was left behind");
+    assert_eq!(
+        rig.source_value("SELECT count(*) FROM pg_replication_slots").await?,
+        "1",
+        "a slot was left behind"
+    );
     Ok(())
 }
 

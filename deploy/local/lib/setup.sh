@@ -16,6 +16,7 @@ readonly PACKAGE_OF=(
   buildah:buildah
   openssl:openssl
   curl:curl
+  xz:xz-utils
   cc:gcc
   /etc/ssl/certs/ca-certificates.crt:ca-certificates
   /usr/share/doc/libc6-dev:libc6-dev

@@ -47,7 +47,7 @@ impl Database {
     /// # Errors
     /// It does not in time.
     pub async fn wait_until_it_answers(&self) -> Result<()> {
-        eventually(&format!("{} answers", self.name), Duration::from_secs(120), || async {
+        eventually(&format!("{} answers", self.name), Duration::from_mins(2), || async {
             Ok(Some(self.connect().await?.simple_query("SELECT 1").await.map(drop)?))
         })
         .await
@@ -90,12 +90,17 @@ impl Database {
     /// # Errors
     /// The server refuses, or there is no row.
     pub async fn text(&self, sql: &str) -> Result<String> {
-        let messages = self.connect().await?.simple_query(sql).await.with_context(|| format!("on {}: {sql}", self.name))?;
+        let messages = self
+            .connect()
+            .await?
+            .simple_query(sql)
+            .await
+            .with_context(|| format!("on {}: {sql}", self.name))?;
         messages
             .iter()
-            .find_map(|message| match message {
-                tokio_postgres::SimpleQueryMessage::Row(row) => Some(row.get(0).unwrap_or_default().to_owned()),
-                _ => None,
+            .find_map(|message| {
+                let tokio_postgres::SimpleQueryMessage::Row(row) = message else { return None };
+                Some(row.get(0).unwrap_or_default().to_owned())
             })
             .ok_or_else(|| anyhow!("no row: {sql}"))
     }

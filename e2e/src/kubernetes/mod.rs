@@ -35,11 +35,12 @@ impl Cluster {
     /// # Errors
     /// The variable is not set, or the API server does not answer.
     pub async fn connect() -> Result<Self> {
-        let path = std::env::var(KUBECONFIG_VARIABLE)
-            .with_context(|| format!("{KUBECONFIG_VARIABLE} is not set: run `make test-e2e`, which starts a cluster"))?;
+        let path = std::env::var(KUBECONFIG_VARIABLE).with_context(|| {
+            format!("{KUBECONFIG_VARIABLE} is not set: run `make test-e2e`, which starts a cluster")
+        })?;
         let kubeconfig = Kubeconfig::read_from(&path).with_context(|| format!("reading {path}"))?;
         let mut config = Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await?;
-        config.read_timeout = Some(Duration::from_secs(60));
+        config.read_timeout = Some(Duration::from_mins(1));
         Ok(Self { client: Client::try_from(config)? })
     }
 
@@ -62,7 +63,7 @@ impl Cluster {
     pub async fn remove_namespace(&self, name: &str) -> Result<()> {
         let api: Api<Namespace> = Api::all(self.client.clone());
         api.delete(name, &DeleteParams::background()).await?;
-        eventually("the namespace is gone", Duration::from_secs(120), || async {
+        eventually("the namespace is gone", Duration::from_mins(2), || async {
             Ok(api.get_opt(name).await?.is_none().then_some(()))
         })
         .await

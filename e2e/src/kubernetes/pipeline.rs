@@ -91,14 +91,23 @@ impl Pipeline {
     ///
     /// # Errors
     /// It is not seen in time: the error shows the status as it is.
-    pub async fn wait_for(&self, condition: &str, status: &str, reason: Option<&str>, patience: Duration) -> Result<String> {
+    pub async fn wait_for(
+        &self,
+        condition: &str,
+        status: &str,
+        reason: Option<&str>,
+        patience: Duration,
+    ) -> Result<String> {
         let what = format!("condition {condition}={status} {}", reason.unwrap_or_default());
         let seen = eventually(&what, patience, || async {
             let object = self.get().await?;
-            let is_current = object.status.as_ref().and_then(|status| status.observed_generation) == object.metadata.generation;
+            let is_current = object.status.as_ref().and_then(|status| status.observed_generation)
+                == object.metadata.generation;
             let conditions = object.status.unwrap_or_default().conditions;
             let found = conditions.into_iter().find(|found| {
-                found.type_ == condition && found.status == status && reason.is_none_or(|reason| found.reason == reason)
+                found.type_ == condition
+                    && found.status == status
+                    && reason.is_none_or(|reason| found.reason == reason)
             });
             Ok(found.filter(|_| is_current).map(|found| found.message))
         })
@@ -117,7 +126,7 @@ impl Pipeline {
     /// # Errors
     /// It is not seen in time.
     pub async fn wait_until_ready(&self) -> Result<()> {
-        self.wait_for("Ready", "True", None, Duration::from_secs(180)).await.map(drop)
+        self.wait_for("Ready", "True", None, Duration::from_mins(3)).await.map(drop)
     }
 
     fn api(&self) -> Api<CdcPipeline> {

@@ -1,6 +1,6 @@
 //! Publishes Events (events.k8s.io). Their names are made from what they say: what happens once is created
 //! once, what happens again is counted, at most once a minute. An Event that cannot be published is logged
-//! and stops nothing.
+//! and stops nothing, unless nobody could tell it later.
 
 use std::collections::HashMap;
 use std::sync::Mutex;
@@ -23,7 +23,8 @@ use crate::plan::{EventKind, PlannedEvent};
 const NOTE_BYTES_MAX: usize = 1024;
 /// An event that repeats is counted at most this often.
 const COUNTED_EVERY: Duration = Duration::from_mins(1);
-/// How long an event that was published is remembered: as long as the API server keeps it.
+/// How long an event that was published is remembered: as long as the API server keeps it, and what happens
+/// once as long as it is asked for.
 const REMEMBERED: Duration = Duration::from_hours(1);
 
 /// Publishes Events.
@@ -36,8 +37,12 @@ pub(crate) struct Publisher {
 
 #[derive(Clone, Copy, Debug)]
 struct Published {
+    /// When it was published first.
     first: Instant,
+    /// When it was published or counted last.
     last: Instant,
+    /// When it was last asked for.
+    seen: Instant,
     count: i32,
     is_once: bool,
 }
@@ -49,8 +54,15 @@ impl Publisher {
     }
 
     /// Tells people something about a pipeline.
-    pub(crate) async fn publish(&self, pipeline: &CdcPipeline, event: &PlannedEvent) {
-        self.about(&pipeline.object_ref(&()), event).await;
+    ///
+    /// # Errors
+    /// Only for a required event that could not be published.
+    pub(crate) async fn publish(
+        &self,
+        pipeline: &CdcPipeline,
+        event: &PlannedEvent,
+    ) -> Result<(), CallError> {
+        self.about(&pipeline.object_ref(&()), event).await
     }
 
     /// Tells people that a stored object cannot be read.
@@ -61,15 +73,17 @@ impl Publisher {
             action: "Read".into(),
             note,
             once: None,
+            is_required: false,
         };
         let mut reference = object.object_ref(&());
         reference.resource_version = None;
-        self.about(&reference, &event).await;
+        // It is not required, so there is no error.
+        let _ = self.about(&reference, &event).await;
     }
 
-    async fn about(&self, regarding: &ObjectReference, event: &PlannedEvent) {
+    async fn about(&self, regarding: &ObjectReference, event: &PlannedEvent) -> Result<(), CallError> {
         let name = event_name(regarding, event);
-        let Some(before) = self.due(&name, event.once.is_some()) else { return };
+        let Some(before) = self.due(&name, event.once.is_some()) else { return Ok(()) };
         if before.is_none() {
             match event.kind {
                 EventKind::Normal => tracing::info!(reason = %event.reason, note = %event.note, "tells"),
@@ -80,8 +94,16 @@ impl Publisher {
             None => self.create(regarding, event, &name).await,
             Some(count) => self.count(regarding, &name, count).await,
         };
-        if let Err(error) = outcome {
-            tracing::warn!(%error, reason = %event.reason, note = %event.note, "an Event could not be published");
+        match outcome {
+            Err(error) if event.is_required => {
+                self.lock().remove(&name);
+                Err(error)
+            }
+            Err(error) => {
+                tracing::warn!(%error, reason = %event.reason, note = %event.note, "an Event could not be published");
+                Ok(())
+            }
+            Ok(()) => Ok(()),
         }
     }
 
@@ -90,12 +112,17 @@ impl Publisher {
     #[expect(clippy::option_option, reason = "not due, new, counted: the doc says which is which")]
     fn due(&self, name: &str, is_once: bool) -> Option<Option<i32>> {
         let now = Instant::now();
-        let mut published = self.published.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        published.retain(|_, event| event.is_once || now - event.first < REMEMBERED);
+        let mut published = self.lock();
+        published.retain(|_, event| {
+            let since = if event.is_once { event.seen } else { event.first };
+            now - since < REMEMBERED
+        });
         let Some(event) = published.get_mut(name) else {
-            published.insert(name.to_owned(), Published { first: now, last: now, count: 1, is_once });
+            published
+                .insert(name.to_owned(), Published { first: now, last: now, seen: now, count: 1, is_once });
             return Some(None);
         };
+        event.seen = now;
         event.count = event.count.saturating_add(1);
         if is_once || now - event.last < COUNTED_EVERY {
             return None;
@@ -145,11 +172,15 @@ impl Publisher {
         {
             // It was kept for its time; it is created again when it happens again.
             Err(error) if error.is_code(404) => {
-                self.published.lock().unwrap_or_else(std::sync::PoisonError::into_inner).remove(name);
+                self.lock().remove(name);
                 Ok(())
             }
             outcome => outcome.map(drop),
         }
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<String, Published>> {
+        self.published.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 }
 
@@ -192,6 +223,7 @@ mod tests {
             action: "A".into(),
             note: note.into(),
             once: once.map(str::to_owned),
+            is_required: false,
         };
         let name = |note, once| event_name(&regarding, &event(note, once));
         assert_eq!(name("a", Some("k")), name("b", Some("k")));

@@ -12,12 +12,12 @@ use std::sync::Mutex;
 use jiff::Timestamp;
 use k8s_openapi::api::apps::v1::{ControllerRevision, StatefulSet};
 use k8s_openapi::api::batch::v1::Job;
-use k8s_openapi::api::core::v1::{ConfigMap, PersistentVolumeClaim, Secret};
+use k8s_openapi::api::core::v1::{ConfigMap, PersistentVolumeClaim, Pod, Secret};
 use kube::api::{DeleteParams, Patch, PatchParams, Preconditions};
 use kube::core::NamespaceResourceScope;
 use kube::{Api, Client, Resource, ResourceExt as _};
-use penstock_crds::CdcPipeline;
 use penstock_crds::names::{FIELD_MANAGER, FINALIZER};
+use penstock_crds::{CdcPipeline, CdcPipelineStatus};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::json;
@@ -82,10 +82,21 @@ impl Applier {
     /// what was observed, so it is written whether or not the steps succeeded.
     pub(crate) async fn carry_out(&self, observed: &Observed, plan: &Plan) -> Result<(), ApplyError> {
         let steps = self.steps(observed, &plan.steps).await;
-        if let Some(status) = &plan.status {
-            status::write(&self.client, &observed.world, status).await?;
-        }
-        steps
+        let status = match &plan.status {
+            Some(status) => status::write(&self.client, &observed.world.pipeline, status).await,
+            None => Ok(()),
+        };
+        steps?;
+        Ok(status?)
+    }
+
+    /// Writes the status of a pipeline that could not be observed.
+    pub(crate) async fn say(
+        &self,
+        pipeline: &CdcPipeline,
+        status: &CdcPipelineStatus,
+    ) -> Result<(), CallError> {
+        status::write(&self.client, pipeline, status).await
     }
 
     /// Forgets a pipeline that is gone.
@@ -113,7 +124,7 @@ impl Applier {
             Step::Apply(manifest) => self.manifest(observed, manifest).await?,
             Step::IssueControlSecret => self.issue_control_secret(observed).await?,
             Step::Delete(doomed) => self.delete(world, doomed).await?,
-            Step::Emit(event) => self.publisher.publish(&world.pipeline, event).await,
+            Step::Emit(event) => self.publisher.publish(&world.pipeline, event).await?,
         }
         Ok(())
     }
@@ -205,6 +216,7 @@ impl Applier {
             }
             DoomedKind::ConfigMap => self.delete_object::<ConfigMap>(world, doomed).await,
             DoomedKind::ControllerRevision => self.delete_object::<ControllerRevision>(world, doomed).await,
+            DoomedKind::Pod => self.delete_object::<Pod>(world, doomed).await,
             DoomedKind::Job => self.delete_object::<Job>(world, doomed).await,
         }
     }
@@ -241,6 +253,9 @@ fn version<K: Resource>(kind: &str, object: &K) -> String {
         _ => object.resource_version().unwrap_or_default(),
     }
 }
+
+#[cfg(test)]
+mod tests;
 
 /// A control Secret as it is issued.
 #[cfg(test)]

@@ -7,27 +7,28 @@ use penstock_crds::{CdcPipeline, CdcPipelineStatus};
 use serde_json::json;
 
 use crate::call::{CallError, call};
-use crate::world::World;
 
 /// Writes the status, if it is another than the stored one. The UID makes it a no-op for a namesake.
 pub(super) async fn write(
     client: &Client,
-    world: &World,
+    pipeline: &CdcPipeline,
     status: &CdcPipelineStatus,
 ) -> Result<(), CallError> {
-    if world.pipeline.status.as_ref() == Some(status) {
+    if pipeline.status.as_ref() == Some(status) {
         return Ok(());
     }
-    let api: Api<CdcPipeline> = Api::namespaced(client.clone(), world.namespace());
+    let name = pipeline.metadata.name.as_deref().unwrap_or_default();
+    let namespace = pipeline.metadata.namespace.as_deref().unwrap_or_default();
+    let api: Api<CdcPipeline> = Api::namespaced(client.clone(), namespace);
     let patch = Patch::Apply(json!({
         "apiVersion": "penstock.dev/v1alpha1",
         "kind": "CdcPipeline",
-        "metadata": {"name": world.name(), "namespace": world.namespace(), "uid": world.uid},
+        "metadata": {"name": name, "namespace": namespace, "uid": pipeline.metadata.uid},
         "status": status,
     }));
     let parameters = PatchParams::apply(FIELD_MANAGER).force();
     let outcome =
-        call("writing the status of the pipeline", api.patch_status(world.name(), &parameters, &patch)).await;
+        call("writing the status of the pipeline", api.patch_status(name, &parameters, &patch)).await;
     match outcome {
         // Gone, or another object by now: nobody's status to write.
         Err(error) if error.is_code(404) || error.is_code(409) => Ok(()),

@@ -1,6 +1,7 @@
 //! All reads, into one [`World`]. Objects that are made for pipelines come from caches that watches keep;
 //! for a deletion they are read anew, because what follows cannot be undone.
 
+mod absence;
 mod caches;
 mod objects;
 mod pods;
@@ -18,9 +19,10 @@ pub(crate) use caches::Caches;
 pub(crate) use secrets::{ControlMaterial, SecretReader};
 pub(crate) use worker_api::WorkerApi;
 
+use self::absence::Absences;
 use crate::call::{CallError, call};
 use crate::plan::{PlanError, target_revision};
-use crate::world::World;
+use crate::world::{WorkerPod, World};
 
 /// Everything that is needed to look at pipelines.
 pub(crate) struct Observer {
@@ -28,6 +30,7 @@ pub(crate) struct Observer {
     caches: Caches,
     secrets: SecretReader,
     workers: WorkerApi,
+    absences: Absences,
     default_image: String,
 }
 
@@ -60,7 +63,14 @@ impl Observer {
     /// An observer.
     pub(crate) fn new(client: Client, caches: Caches, default_image: String) -> Self {
         let secrets = SecretReader::new(client.clone());
-        Self { client, caches, secrets, workers: WorkerApi::default(), default_image }
+        Self {
+            client,
+            caches,
+            secrets,
+            workers: WorkerApi::default(),
+            absences: Absences::default(),
+            default_image,
+        }
     }
 
     /// Everything there is to know about a pipeline now. `refused` is what the API server said at the last
@@ -91,21 +101,28 @@ impl Observer {
         let mut pods = objects.worker_pods(&identity, now);
         self.workers.ask(&identity, &mut pods, material.as_ref()).await;
 
+        let (revisions, unreadable) = objects.known_revisions(&identity);
+        let sets = objects.worker_sets(&identity);
+        let pods: Vec<WorkerPod> = pods.into_iter().map(|pod| pod.worker).collect();
+        let (clean_up, clean_up_pods) = (objects.clean_up_job(&identity, now), objects.clean_up_pods());
+        let is_lacking = absence::is_lacking(&sets, &pods, clean_up.as_ref(), &clean_up_pods);
         let world = World {
             now: Timestamp::now(),
             default_image: self.default_image.clone(),
             pipeline: pipeline.clone(),
             uid: identity.uid.clone(),
             namespace_terminating,
-            revisions: objects.known_revisions(&identity),
-            sets: objects.worker_sets(&identity),
-            pods: pods.into_iter().map(|pod| pod.worker).collect(),
+            revisions,
+            unreadable,
+            sets,
+            pods,
+            pods_lack_since: self.absences.note(&identity.uid, now, is_lacking),
             claims: objects.claims(&identity),
             config_maps: objects.config_maps(&identity),
             secrets,
             control,
-            clean_up: objects.clean_up_job(&identity, now),
-            clean_up_pods: objects.clean_up_pods(),
+            clean_up,
+            clean_up_pods,
             taken,
             refused,
         };
@@ -121,6 +138,7 @@ impl Observer {
     pub(crate) fn forget(&self, uid: &str) {
         self.secrets.forget(uid);
         self.workers.forget(uid);
+        self.absences.forget(uid);
     }
 
     async fn namespace_terminating(&self, name: &str) -> Result<bool, CallError> {

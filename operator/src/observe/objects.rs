@@ -51,12 +51,19 @@ impl Objects {
         Ok(())
     }
 
-    pub(super) fn known_revisions(&self, identity: &Identity) -> Vec<KnownRevision> {
-        self.revisions
-            .iter()
-            .filter(|revision| is_owned(*revision, identity))
-            .filter_map(known_revision)
-            .collect()
+    /// Kept revisions, and what is wrong with those that cannot be read.
+    pub(super) fn known_revisions(&self, identity: &Identity) -> (Vec<KnownRevision>, Vec<String>) {
+        let (mut known, mut unreadable) = (Vec::new(), Vec::new());
+        for revision in self.revisions.iter().filter(|revision| is_owned(*revision, identity)) {
+            match known_revision(revision) {
+                Ok(revision) => known.push(revision),
+                Err(error) => {
+                    unreadable.push(format!("ControllerRevision {}: {error}", revision.name_any()));
+                }
+            }
+        }
+        unreadable.sort_unstable();
+        (known, unreadable)
     }
 
     pub(super) fn worker_sets(&self, identity: &Identity) -> Vec<WorkerSet> {
@@ -218,11 +225,12 @@ fn owned<K: Resource>(object: &K) -> Option<Owned> {
     Some(Owned { name: object.name_any(), uid: object.uid()?, revision })
 }
 
-fn known_revision(revision: &ControllerRevision) -> Option<KnownRevision> {
-    let object = owned(revision)?;
-    let data = serde_json::to_value(revision.data.as_ref()?).ok()?;
-    let minted: MintedRevision = serde_json::from_value(data).ok()?;
-    Some(KnownRevision { name: object.revision, number: revision.revision, minted, uid: object.uid })
+fn known_revision(revision: &ControllerRevision) -> Result<KnownRevision, serde_json::Error> {
+    let lacks = <serde_json::Error as serde::de::Error>::missing_field;
+    let object = owned(revision).ok_or_else(|| lacks(LABEL_REVISION))?;
+    let data = serde_json::to_value(revision.data.as_ref().ok_or_else(|| lacks("data"))?)?;
+    let minted: MintedRevision = serde_json::from_value(data)?;
+    Ok(KnownRevision { name: object.revision, number: revision.revision, minted, uid: object.uid })
 }
 
 fn worker_set(set: &StatefulSet) -> Option<WorkerSet> {
@@ -234,7 +242,54 @@ fn worker_set(set: &StatefulSet) -> Option<WorkerSet> {
     Some(WorkerSet {
         object: owned(set)?,
         replicas_wanted,
+        is_observed: is_current,
         is_observed_empty: replicas_wanted == 0 && is_current && is_empty,
         is_deleting: set.metadata.deletion_timestamp.is_some(),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn revision(name: &str, data: &serde_json::Value) -> ControllerRevision {
+        serde_json::from_value(json!({
+            "metadata": {
+                "name": format!("inventory-{name}"), "uid": format!("uid-{name}"), "labels": {LABEL_REVISION: name},
+                "ownerReferences": [{"apiVersion": "a", "kind": "b", "name": "inventory", "uid": "uid"}],
+            },
+            "data": data, "revision": 3,
+        }))
+        .unwrap()
+    }
+
+    #[test]
+    fn a_stored_revision_that_cannot_be_read_is_told_and_not_forgotten() {
+        let minted = json!({"data": {"tables": ["public.a"], "shards": 1}, "image": "worker:1"});
+        let objects = Objects {
+            revisions: vec![
+                revision("r1a2b3c4d", &minted),
+                revision("r00000000", &json!({"data": {"tables": "public.a"}, "image": "worker:1"})),
+                revision("r11111111", &serde_json::Value::Null),
+            ],
+            sets: Vec::new(),
+            pods: Vec::new(),
+            jobs: Vec::new(),
+            claims: Vec::new(),
+            config_maps: Vec::new(),
+            services: Vec::new(),
+            service_accounts: Vec::new(),
+        };
+        let identity = Identity { namespace: "shop".into(), name: "inventory".into(), uid: "uid".into() };
+        let (known, unreadable) = objects.known_revisions(&identity);
+        assert_eq!(known.iter().map(|known| known.name.0.as_str()).collect::<Vec<_>>(), ["r1a2b3c4d"]);
+        assert_eq!(unreadable.len(), 2, "{unreadable:?}");
+        assert!(
+            unreadable[0].starts_with("ControllerRevision inventory-r00000000: invalid type"),
+            "{unreadable:?}"
+        );
+        assert_eq!(unreadable[1], "ControllerRevision inventory-r11111111: missing field `data`");
+    }
 }

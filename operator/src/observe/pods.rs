@@ -10,7 +10,7 @@ use penstock_crds::revision::RevisionName;
 use serde_json::Value;
 
 use super::Identity;
-use crate::names::{self, LABEL_POD_INDEX};
+use crate::names::{self, ANNOTATION_MANIFEST, LABEL_POD_INDEX};
 use crate::world::{Answer, PodTrouble, WorkerPod};
 
 /// Restarts after which a container that is not ready counts as crashing. One is an accident.
@@ -19,6 +19,9 @@ const CRASHES: i32 = 2;
 /// How long the placing of a pod may take, for example while its volume is made.
 const PLACING: SignedDuration = SignedDuration::from_secs(10);
 
+/// How long a worker may take until it answers for the first time.
+const STARTING: SignedDuration = SignedDuration::from_secs(15);
+
 /// A worker's pod, and where it can be asked.
 #[derive(Debug)]
 pub(super) struct RunningPod {
@@ -26,6 +29,8 @@ pub(super) struct RunningPod {
     pub(super) uid: String,
     /// The name in its certificate.
     pub(super) host: String,
+    /// Its container started so lately that nobody expects an answer yet.
+    pub(super) is_young: bool,
     /// Where its control API listens, while its container runs.
     pub(super) address: Option<SocketAddr>,
 }
@@ -34,18 +39,21 @@ pub(super) fn running_pod(pod: &Pod, identity: &Identity, now: Timestamp) -> Opt
     let name = pod.name_any();
     let shard =
         pod.labels().get(LABEL_POD_INDEX).cloned().or_else(|| name.rsplit('-').next().map(str::to_owned))?;
-    let container = container(pod);
-    let is_running = container
-        .is_some_and(|container| container.state.as_ref().is_some_and(|state| state.running.is_some()));
+    let running = container(pod).and_then(|container| container.state.as_ref()?.running.as_ref());
+    let is_running = running.is_some();
+    let started = running.and_then(|running| running.started_at.as_ref()).map_or(now, |time| time.0);
     let address =
         pod.status.as_ref().and_then(|status| status.pod_ip.as_ref()).and_then(|ip| ip.parse().ok());
     Some(RunningPod {
         uid: pod.uid()?,
+        is_young: now.duration_since(started) < STARTING,
         host: format!("{name}.{}.{}.svc", names::of_workers(&identity.name), identity.namespace),
         address: address.filter(|_| is_running).map(|ip: IpAddr| SocketAddr::new(ip, PORT_CONTROL)),
         worker: WorkerPod {
             revision: RevisionName(pod.labels().get(LABEL_REVISION)?.clone()),
             shard: shard.parse().ok()?,
+            uid: pod.uid()?,
+            made_from: pod.annotations().get(ANNOTATION_MANIFEST).cloned().unwrap_or_default(),
             is_deleting: pod.metadata.deletion_timestamp.is_some(),
             trouble: trouble(pod, now),
             answer: if is_running {

@@ -84,8 +84,10 @@ impl WorkerApi {
         let answers = join_all(answers).await;
         let mut now_known = HashMap::new();
         for (pod, (answer, acquaintance)) in pods.iter_mut().zip(answers) {
-            if let Some(answer) = answer {
-                pod.worker.answer = answer;
+            match answer {
+                Some(Answer::Silent { .. }) if pod.is_young => pod.worker.answer = Answer::NotRunning,
+                Some(answer) => pod.worker.answer = answer,
+                None => {}
             }
             now_known.extend(acquaintance.map(|acquaintance| (pod.uid.clone(), acquaintance)));
         }

@@ -61,6 +61,7 @@ fn running(address: SocketAddr) -> RunningPod {
         host: format!("{}.inventory-worker.shop.svc", worker.name),
         worker,
         uid: "pod-uid".into(),
+        is_young: false,
         address: Some(address),
     }
 }
@@ -126,6 +127,16 @@ async fn what_is_not_a_report_or_too_large_is_silence_with_a_sentence() {
         let error = silence(ask(&WorkerApi::default(), address, &material(&secret)).await);
         assert!(error.contains(sentence), "{error}");
     }
+}
+
+#[tokio::test]
+async fn a_worker_that_has_just_started_is_not_expected_to_answer() {
+    let secret = issue_for_tests(&created());
+    let (address, asked) = worker(&secret, "{}".into()).await;
+    let mut pods = vec![RunningPod { is_young: true, ..running(address) }];
+    WorkerApi::default().ask(&identity(), &mut pods, Some(&material(&secret))).await;
+    assert_eq!(pods.remove(0).worker.answer, Answer::NotRunning);
+    assert_eq!(asked.load(Ordering::SeqCst), 1, "it is asked all the same");
 }
 
 #[tokio::test]

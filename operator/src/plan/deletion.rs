@@ -1,7 +1,7 @@
 //! What to do about a pipeline that somebody deleted: workers first, then what they left, then the object.
 
 use penstock_crds::conditions::OperatorReason;
-use penstock_crds::names::{ANNOTATION_ADOPT, publication, slot};
+use penstock_crds::names::{ANNOTATION_ADOPT, LABEL_UID, publication, slot};
 use penstock_crds::report::Reason;
 use penstock_crds::spec::DeletionPolicy;
 use penstock_crds::status::Phase;
@@ -29,11 +29,7 @@ pub(super) fn plan(world: &World) -> Result<Plan, PlanError> {
         return Ok(let_go(Vec::new()));
     };
     if world.namespace_terminating {
-        let note = format!(
-            "The namespace is being deleted, so nothing can clean up. Left behind: {}",
-            leftovers(world)
-        );
-        return Ok(let_go(vec![Step::Emit(PlannedEvent::left_behind(note))]));
+        return Ok(let_go(vec![Step::Emit(last_words(world))]));
     }
     match world.pipeline.spec.deletion_policy {
         DeletionPolicy::Retain => Ok(retain(world)),
@@ -77,12 +73,43 @@ fn retain(world: &World) -> Plan {
         let message = format!("The clean-up stops: {}", world.clean_up_pods.join(", "));
         return wait(world, Vec::new(), &Verdict::moving(Phase::Deleting, OperatorReason::Deleting, message));
     }
-    let adopted = adopted_uid(&world.pipeline).unwrap_or(&world.uid);
-    let note = format!(
-        "Kept: {}. A CdcPipeline with the annotation {ANNOTATION_ADOPT}: {adopted} goes on from it",
+    let status = world.refused.as_ref().map(|refusal| {
+        let message = format!("Kubernetes refuses the Event that says what is kept: {refusal}");
+        status::of_deletion(world, &deleting(Verdict::stuck(OperatorReason::ApiRefused, message)))
+    });
+    Plan { status, ..let_go(vec![Step::Emit(PlannedEvent::retained(kept(world)))]) }
+}
+
+/// How to go on, then what there is to go on from: a note that is too long is cut at its end.
+fn kept(world: &World) -> String {
+    format!(
+        "A CdcPipeline with the annotation {ANNOTATION_ADOPT}: {} goes on from what is kept: {}",
+        uid_to_adopt(world),
         leftovers(world)
-    );
-    let_go(vec![Step::Emit(PlannedEvent::retained(note))])
+    )
+}
+
+/// The UID that the sink's state bears: the adopted one, until a worker of this pipeline has moved it.
+fn uid_to_adopt(world: &World) -> String {
+    let own = &world.uid;
+    let has_moved = world.pipeline.status.as_ref().is_some_and(|status| status.stable_revision.is_some());
+    match adopted_uid(&world.pipeline) {
+        Some(adopted) if !has_moved => {
+            format!("{adopted} (or {own}, if a worker of this pipeline has adopted that one)")
+        }
+        Some(_) | None => own.clone(),
+    }
+}
+
+/// What there is to say in a namespace that is being deleted: no Job can be made in it.
+fn last_words(world: &World) -> PlannedEvent {
+    match world.pipeline.spec.deletion_policy {
+        DeletionPolicy::Retain => PlannedEvent::retained_unheard(kept(world)),
+        DeletionPolicy::Delete => PlannedEvent::left_behind(format!(
+            "The namespace is being deleted, so nothing can clean up although deletionPolicy is Delete. Left behind: {}",
+            leftovers(world)
+        )),
+    }
 }
 
 /// What is left in databases and volumes, and where.
@@ -99,12 +126,12 @@ fn leftovers(world: &World) -> String {
         Some(_) => String::new(),
         None => format!(" and publication {}", publication(uid)),
     };
-    let mut claims: Vec<&str> = world.claims.iter().map(|claim| claim.name.as_str()).collect();
-    claims.sort_unstable();
-    let volumes =
-        if claims.is_empty() { String::new() } else { format!("; volume claims {}", claims.join(", ")) };
+    let volumes = match world.claims.len() {
+        0 => String::new(),
+        count => format!("; volume claims with the label {LABEL_UID}={} ({count})", world.uid),
+    };
     format!(
-        "{slots}{publication} in {} on {} (the source keeps its write-ahead log until the slots are dropped); schema penstock in {} on {}{volumes}",
+        "{slots}{publication} in {} on {} (the source keeps its log until the slots are dropped); schema penstock in {} on {}{volumes}",
         source.connection.database, source.connection.host, sink.connection.database, sink.connection.host,
     )
 }
@@ -116,7 +143,7 @@ fn clean_up(world: &World, last: &KnownRevision) -> Result<Plan, PlanError> {
         Some(job) if job.made_from != made_from || job.is_deleting => {
             Ok(remove_job(world, job, "The clean-up starts again with the changed spec"))
         }
-        Some(job) => Ok(wait(world, Vec::new(), &of_job(job))),
+        Some(job) => Ok(wait(world, Vec::new(), &of_job(world, job))),
         None if !world.taken.is_empty() => {
             let message = format!(
                 "The clean-up needs these names and somebody else has them: {}. Remove those objects. {LET_GO}",
@@ -158,8 +185,15 @@ fn cleaning_up() -> Verdict {
     Verdict::moving(Phase::Deleting, OperatorReason::CleaningUp, message.into())
 }
 
-fn of_job(job: &CleanUpJob) -> Verdict {
+fn of_job(world: &World, job: &CleanUpJob) -> Verdict {
     match &job.failure {
+        None if world.are_pods_refused() => deleting(Verdict::stuck(
+            OperatorReason::PodsRefused,
+            format!(
+                "Kubernetes makes no pod for the clean-up, mostly because of a quota, Pod Security or a webhook: kubectl describe job {} shows what refuses it. {LET_GO}",
+                clean_up_job(world.name()),
+            ),
+        )),
         None => cleaning_up(),
         Some(failure) => deleting(Verdict::stuck(
             OperatorReason::CleanUpFailed,
@@ -184,7 +218,7 @@ fn remove_job(world: &World, job: &CleanUpJob, message: &str) -> Plan {
 /// The databases are clean; the volumes go, then the object.
 fn remove_volumes(world: &World) -> Plan {
     if world.claims.is_empty() {
-        return let_go(vec![Step::Emit(PlannedEvent::cleaned_up())]);
+        return let_go(vec![Step::Emit(PlannedEvent::cleaned_up(adopted_uid(&world.pipeline)))]);
     }
     let steps = world.claims.iter().map(|claim| delete(DoomedKind::PersistentVolumeClaim, claim)).collect();
     wait(

@@ -2,6 +2,7 @@
 //! tells nothing.
 
 use penstock_crds::conditions::{ConditionReason, ConditionType, OperatorReason};
+use penstock_crds::names::LABEL_UID;
 use penstock_crds::revision::RevisionName;
 use serde::Serialize;
 
@@ -9,6 +10,9 @@ use super::shards::reporting;
 use super::stage::Stage;
 use super::verdict::{Course, Truth, Verdict};
 use crate::world::{KnownRevision, World};
+
+/// Reason of the event that something is left behind against `deletionPolicy: Delete`.
+pub(super) const LEFT_BEHIND: &str = "LeftBehind";
 
 /// Whether an event is a worry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -33,6 +37,8 @@ pub struct PlannedEvent {
     /// What makes it the same event, for things that happen once; without it, the same reason and
     /// sentence are counted.
     pub once: Option<String>,
+    /// Nobody can tell it later: when it cannot be published, the pass ends before the next step.
+    pub is_required: bool,
 }
 
 impl PlannedEvent {
@@ -43,6 +49,7 @@ impl PlannedEvent {
             action: action.into(),
             note,
             once: Some(format!("{reason}-{key}")),
+            is_required: false,
         }
     }
 
@@ -74,24 +81,37 @@ impl PlannedEvent {
         Self::once("Replaced", "Replace", &format!("{}-{old}", target.number), note)
     }
 
-    /// What `deletionPolicy: Retain` keeps.
+    /// What `deletionPolicy: Retain` keeps, and how to go on from it.
     pub(super) fn retained(note: String) -> Self {
+        Self { is_required: true, ..Self::once("StateRetained", "Delete", "", note) }
+    }
+
+    /// The same in a namespace that is being deleted, which takes no Event: then it is in the log alone.
+    pub(super) fn retained_unheard(note: String) -> Self {
         Self::once("StateRetained", "Delete", "", note)
     }
 
     /// Nothing is left in the databases but the copied tables.
-    pub(super) fn cleaned_up() -> Self {
-        let note = "Replication slots, a managed publication, sink state and volumes are removed; the copied tables stay";
-        Self::once("CleanedUp", "Delete", "", note.into())
+    pub(super) fn cleaned_up(adopted: Option<&str>) -> Self {
+        let removed = "Replication slots, a managed publication, sink state and volumes are removed; the copied tables stay";
+        let note = adopted.map_or_else(
+            || removed.to_owned(),
+            |uid| {
+                format!(
+                    "{removed}. Volume claims with the label {LABEL_UID}={uid}, of the pipeline that was adopted, are not needed any more and may be deleted"
+                )
+            },
+        );
+        Self::once("CleanedUp", "Delete", "", note)
     }
 
     /// The namespace goes, and with it everything that could clean up.
     pub(super) fn left_behind(note: String) -> Self {
-        Self { kind: EventKind::Warning, ..Self::once("LeftBehind", "Delete", "", note) }
+        Self { kind: EventKind::Warning, ..Self::once(LEFT_BEHIND, "Delete", "", note) }
     }
 
     fn counted(kind: EventKind, reason: String, note: String) -> Self {
-        Self { kind, reason, action: "Reconcile".into(), note, once: None }
+        Self { kind, reason, action: "Reconcile".into(), note, once: None, is_required: false }
     }
 }
 

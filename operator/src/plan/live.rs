@@ -3,7 +3,7 @@
 use super::events::{PlannedEvent, transitions};
 use super::stage::{Stage, others, others_are_over, stage};
 use super::{Doomed, DoomedKind, LOOK_AGAIN, Plan, PlanError, Step, manifests, revision, status, verdict};
-use crate::world::{ControlSecret, KnownRevision, Owned, WorkerSet, World};
+use crate::world::{ControlSecret, KnownRevision, Owned, WorkerPod, WorkerSet, World};
 
 /// What to do about a pipeline that nobody deleted.
 pub(super) fn plan(world: &World) -> Result<Plan, PlanError> {
@@ -25,14 +25,17 @@ pub(super) fn plan(world: &World) -> Result<Plan, PlanError> {
 fn steps(world: &World, stage: &Stage<'_>) -> Result<Vec<Step>, PlanError> {
     match stage {
         Stage::Unguarded => Ok(vec![Step::AddFinalizer]),
-        Stage::NameTaken(_) | Stage::Clash(_) | Stage::Hold { .. } => Ok(Vec::new()),
+        Stage::NameTaken(_) | Stage::Unreadable(_) | Stage::Clash(_) | Stage::Hold { .. } => Ok(Vec::new()),
         Stage::Mint(revision) => Ok(vec![
             Step::Apply(manifests::controller_revision(world, revision)?),
             Step::Emit(PlannedEvent::minted(revision)),
         ]),
         Stage::Stop { target } => stop_others(world, target),
-        Stage::Run { target, replicas, .. } => {
-            let mut steps = run(world, target, *replicas)?;
+        Stage::Run { target, replicas, outdated, missing, .. } => {
+            let mut steps = shared_objects(world);
+            if missing.is_none() {
+                steps.extend(run(world, target, *replicas, outdated)?);
+            }
             if others_are_over(stage) {
                 steps.extend(retire_others(world, target));
             }
@@ -57,10 +60,22 @@ fn stop_others(world: &World, target: &KnownRevision) -> Result<Vec<Step>, PlanE
     Ok(steps)
 }
 
-fn run(world: &World, target: &KnownRevision, replicas: u16) -> Result<Vec<Step>, PlanError> {
-    let mut steps = shared_objects(world);
-    steps.push(Step::Apply(manifests::config_map(world, target)?));
-    steps.push(Step::Apply(manifests::stateful_set(world, target, replicas)?));
+/// Brings the workers to the spec as it is now. Outdated ones go all at once, whatever state they are in;
+/// when there should be none at all, the StatefulSet ends them.
+fn run(
+    world: &World,
+    target: &KnownRevision,
+    replicas: u16,
+    outdated: &[&WorkerPod],
+) -> Result<Vec<Step>, PlanError> {
+    let mut steps = vec![
+        Step::Apply(manifests::config_map(world, target)?),
+        Step::Apply(manifests::stateful_set(world, target, replicas)?),
+    ];
+    let doomed = outdated.iter().filter(|pod| replicas > 0 && !pod.is_deleting);
+    steps.extend(doomed.map(|pod| {
+        Step::Delete(Doomed { kind: DoomedKind::Pod, name: pod.name.clone(), uid: pod.uid.clone() })
+    }));
     Ok(steps)
 }
 

@@ -14,14 +14,16 @@ mod verdict;
 
 use std::time::Duration;
 
-use penstock_crds::CdcPipelineStatus;
+use jiff::Timestamp;
 use penstock_crds::revision::RevisionName;
+use penstock_crds::{CdcPipeline, CdcPipelineStatus};
 use serde::Serialize;
 
 pub use events::{EventKind, PlannedEvent};
 pub use manifests::Manifest;
 pub(crate) use secrets::required as secrets_required;
 
+use self::events::LEFT_BEHIND;
 use crate::world::World;
 
 /// How often a pipeline is looked at when nothing happens: workers are asked that often.
@@ -44,6 +46,12 @@ impl Plan {
     /// Nothing to do until the object changes.
     fn nothing() -> Self {
         Self { steps: Vec::new(), waits_for: None, status: None, look_again: None }
+    }
+
+    /// Whether it lets a pipeline go whose `deletionPolicy: Delete` cannot be carried out.
+    pub(crate) fn leaves_something_behind(&self) -> bool {
+        let is_left_behind = |step: &Step| matches!(step, Step::Emit(event) if event.reason == LEFT_BEHIND);
+        self.steps.iter().any(is_left_behind)
     }
 }
 
@@ -86,6 +94,8 @@ pub enum DoomedKind {
     ConfigMap,
     /// A revision beyond the number that is kept.
     ControllerRevision,
+    /// A worker that was made from something older; the StatefulSet makes it anew.
+    Pod,
     /// A clean-up Job that is not needed or not as it should be.
     Job,
 }
@@ -113,8 +123,14 @@ pub fn plan(world: &World) -> Result<Plan, PlanError> {
 ///
 /// # Errors
 /// Never for a spec that was stored; see [`PlanError`].
-pub fn target_revision(pipeline: &penstock_crds::CdcPipeline) -> Result<RevisionName, PlanError> {
+pub fn target_revision(pipeline: &CdcPipeline) -> Result<RevisionName, PlanError> {
     Ok(penstock_crds::revision::DataAffecting::from(&pipeline.spec).name()?)
+}
+
+/// The status of a pipeline that could not be observed, again and again, because of this.
+pub(crate) fn unobserved(pipeline: &CdcPipeline, now: Timestamp, error: &str) -> CdcPipelineStatus {
+    let before = pipeline.status.as_ref().and_then(|status| status.phase);
+    status::unobserved(pipeline, now, &verdict::unobserved(before, error))
 }
 
 #[cfg(test)]

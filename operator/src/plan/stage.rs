@@ -2,10 +2,11 @@
 
 use penstock_crds::revision::RevisionName;
 
+use super::manifests::workers_made_from;
 use super::revision::{Target, target};
 use super::shards::{Shard, all_stream, shards};
 use super::{PlanError, secrets};
-use crate::world::{KnownRevision, WorkerSet, World};
+use crate::world::{KnownRevision, WorkerPod, WorkerSet, World};
 
 /// Where a living pipeline is. Set by what is observed alone; each arm says what leads out of it.
 #[derive(Debug)]
@@ -14,6 +15,8 @@ pub(super) enum Stage<'a> {
     Unguarded,
     /// Somebody else's objects have names the pipeline needs. Next: `Mint`, when they are gone.
     NameTaken(&'a [String]),
+    /// Kept revisions cannot be read, so nobody knows what runs. Next: `Mint`, when they can be or are gone.
+    Unreadable(&'a [String]),
     /// Two specs have one revision name. Next: `Mint`, when the spec is another.
     Clash(RevisionName),
     /// The spec means a revision that is not the newest. Next: `Hold`, `Stop` or `Run`, when it is.
@@ -36,6 +39,10 @@ pub(super) enum Stage<'a> {
         replicas: u16,
         /// How they are.
         shards: Vec<Shard<'a>>,
+        /// Those that were made from something older than the spec as it is now.
+        outdated: Vec<&'a WorkerPod>,
+        /// Secrets that new workers would lack: those that run are left as they are.
+        missing: Option<String>,
     },
 }
 
@@ -43,6 +50,9 @@ pub(super) enum Stage<'a> {
 pub(super) fn stage(world: &World) -> Result<Stage<'_>, PlanError> {
     if !world.has_finalizer() {
         return Ok(Stage::Unguarded);
+    }
+    if !world.unreadable.is_empty() {
+        return Ok(Stage::Unreadable(&world.unreadable));
     }
     let target = match target(world)? {
         Target::Clash(known) => return Ok(Stage::Clash(known.name)),
@@ -54,18 +64,28 @@ pub(super) fn stage(world: &World) -> Result<Stage<'_>, PlanError> {
     }
     let is_paused = world.pipeline.spec.paused;
     let runs_already = world.set(&target.name).is_some_and(|set| set.replicas_wanted > 0);
-    if let Some(missing) = secrets::missing(world)
-        && !is_paused
+    let missing = secrets::missing(world).filter(|_| !is_paused);
+    if let Some(missing) = &missing
         && !runs_already
     {
-        return Ok(Stage::Hold { missing });
+        return Ok(Stage::Hold { missing: missing.clone() });
     }
     if others_run(world, &target.name) {
         return Ok(Stage::Stop { target });
     }
     let replicas = if is_paused { 0 } else { target.minted.data.shards };
     let shards = shards(world, &target);
-    Ok(Stage::Run { target, replicas, shards })
+    let outdated = outdated(world, &target)?;
+    Ok(Stage::Run { target, replicas, shards, outdated, missing })
+}
+
+/// Workers of the revision that are not made from the spec as it is now, ending ones too, by name.
+fn outdated<'a>(world: &'a World, target: &KnownRevision) -> Result<Vec<&'a WorkerPod>, PlanError> {
+    let made_from = workers_made_from(world, target)?;
+    let is_outdated = |pod: &&WorkerPod| pod.revision == target.name && pod.made_from != made_from;
+    let mut outdated: Vec<&WorkerPod> = world.pods.iter().filter(is_outdated).collect();
+    outdated.sort_by(|one, other| one.name.cmp(&other.name));
+    Ok(outdated)
 }
 
 /// `StatefulSets` of revisions that the spec does not mean.
@@ -86,6 +106,7 @@ pub(super) fn others_are_over(stage: &Stage<'_>) -> bool {
         Stage::Run { shards, .. } => all_stream(shards),
         Stage::Unguarded
         | Stage::NameTaken(_)
+        | Stage::Unreadable(_)
         | Stage::Clash(_)
         | Stage::Mint(_)
         | Stage::Hold { .. }

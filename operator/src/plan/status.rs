@@ -3,10 +3,10 @@
 
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
-use penstock_crds::CdcPipelineStatus;
 use penstock_crds::conditions::{ConditionReason, ConditionType, OperatorReason};
 use penstock_crds::report::{Reachability, Report, WorkerPhase};
 use penstock_crds::revision::RevisionName;
+use penstock_crds::{CdcPipeline, CdcPipelineStatus};
 
 use super::shards::{Shard, reporting};
 use super::stage::Stage;
@@ -75,13 +75,31 @@ pub(super) fn of_deletion(world: &World, verdict: &Verdict) -> CdcPipelineStatus
     }
 }
 
+/// The status of a pipeline that cannot be observed: what was said of it before stands no more.
+pub(super) fn unobserved(pipeline: &CdcPipeline, now: Timestamp, verdict: &Verdict) -> CdcPipelineStatus {
+    let mut findings = course(verdict);
+    for kind in
+        [ConditionType::SourceReachable, ConditionType::SinkReachable, ConditionType::SnapshotComplete]
+    {
+        let message = "The operator cannot see it now";
+        findings.push(Finding::new(kind, Truth::Unknown, OperatorReason::ObservationFailed, message));
+    }
+    CdcPipelineStatus {
+        observed_generation: pipeline.metadata.generation,
+        phase: Some(verdict.phase),
+        lag: None,
+        conditions: timed(pipeline, now, findings),
+        ..pipeline.status.clone().unwrap_or_default()
+    }
+}
+
 fn common(world: &World, verdict: &Verdict, findings: Vec<Finding>) -> CdcPipelineStatus {
     CdcPipelineStatus {
         observed_generation: world.pipeline.metadata.generation,
         phase: Some(verdict.phase),
         shards: i32::try_from(world.pods.iter().filter(|pod| !pod.is_deleting).count()).unwrap_or(i32::MAX),
         selector: Some(selector_text(&worker_selector(world.name(), None))),
-        conditions: timed(world, findings),
+        conditions: timed(&world.pipeline, world.now, findings),
         ..CdcPipelineStatus::default()
     }
 }
@@ -91,8 +109,8 @@ fn before(world: &World) -> CdcPipelineStatus {
 }
 
 /// Gives each finding its time: now if its status is another than before, else the time it had.
-fn timed(world: &World, findings: Vec<Finding>) -> Vec<Condition> {
-    let before = before(world).conditions;
+fn timed(pipeline: &CdcPipeline, now: Timestamp, findings: Vec<Finding>) -> Vec<Condition> {
+    let before = pipeline.status.as_ref().map(|status| status.conditions.as_slice()).unwrap_or_default();
     findings
         .into_iter()
         .map(|finding| {
@@ -101,17 +119,14 @@ fn timed(world: &World, findings: Vec<Finding>) -> Vec<Condition> {
             let since = before
                 .iter()
                 .find(|condition| condition.type_ == kind && condition.status == status)
-                .map_or_else(
-                    || Time(whole_seconds(world.now)),
-                    |condition| condition.last_transition_time.clone(),
-                );
+                .map_or_else(|| Time(whole_seconds(now)), |condition| condition.last_transition_time.clone());
             Condition {
                 type_: kind,
                 status,
                 reason: finding.reason.to_string(),
                 message: finding.message,
                 last_transition_time: since,
-                observed_generation: world.pipeline.metadata.generation,
+                observed_generation: pipeline.metadata.generation,
             }
         })
         .collect()
@@ -154,6 +169,7 @@ fn shards_of<'a, 'w>(stage: &'a Stage<'w>) -> &'a [Shard<'w>] {
         Stage::Run { shards, .. } => shards,
         Stage::Unguarded
         | Stage::NameTaken(_)
+        | Stage::Unreadable(_)
         | Stage::Clash(_)
         | Stage::Mint(_)
         | Stage::Hold { .. }
@@ -177,6 +193,7 @@ fn stable_revision(stage: &Stage<'_>) -> Option<RevisionName> {
         }
         Stage::Unguarded
         | Stage::NameTaken(_)
+        | Stage::Unreadable(_)
         | Stage::Clash(_)
         | Stage::Mint(_)
         | Stage::Hold { .. }

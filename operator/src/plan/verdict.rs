@@ -4,10 +4,10 @@ use penstock_crds::conditions::{ConditionReason, OperatorReason};
 use penstock_crds::report::{Policy, Problem, Reason, WorkerPhase};
 use penstock_crds::status::Phase;
 
-use super::secrets;
 use super::shards::{Shard, reporting};
 use super::stage::{Stage, others};
-use crate::world::{KnownRevision, PodTrouble, World};
+use crate::names::of_revision;
+use crate::world::{KnownRevision, PodTrouble, WorkerPod, World};
 
 /// Status of a condition.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -73,6 +73,17 @@ impl Verdict {
     }
 }
 
+/// What there is to say about a pipeline that the operator cannot observe.
+pub(super) fn unobserved(before: Option<Phase>, error: &str) -> Verdict {
+    Verdict {
+        phase: before.unwrap_or(Phase::Starting),
+        ready: Truth::Unknown,
+        reason: OperatorReason::ObservationFailed.into(),
+        message: format!("The operator cannot see how the pipeline is and tries again: {error}"),
+        course: Course::Moving,
+    }
+}
+
 /// What there is to say about a pipeline that nobody deleted.
 pub(super) fn of(world: &World, stage: &Stage<'_>) -> Verdict {
     if let Some(refusal) = &world.refused {
@@ -90,6 +101,13 @@ pub(super) fn of(world: &World, stage: &Stage<'_>) -> Verdict {
                 taken.join(", ")
             ),
         ),
+        Stage::Unreadable(revisions) => Verdict::stuck(
+            OperatorReason::RevisionUnreadable,
+            format!(
+                "Stored revisions cannot be read, so nothing is changed: {}. Run the version of the operator that stored them, or delete them: what the spec says is minted anew",
+                revisions.join("; ")
+            ),
+        ),
         Stage::Clash(name) => Verdict::stuck(
             OperatorReason::RevisionClash,
             format!(
@@ -99,7 +117,8 @@ pub(super) fn of(world: &World, stage: &Stage<'_>) -> Verdict {
         Stage::Hold { missing } => Verdict::stuck(Reason::CredentialsMissing, missing.clone()),
         Stage::Stop { target } => of_stop(world, target),
         Stage::Run { replicas: 0, .. } => of_pause(world),
-        Stage::Run { shards, .. } => of_run(world, shards),
+        Stage::Run { target, shards, outdated, missing, .. } => of_update(outdated, missing.as_deref())
+            .unwrap_or_else(|| of_run(world, target, shards, missing.as_deref())),
     }
 }
 
@@ -141,12 +160,28 @@ fn of_pause(world: &World) -> Verdict {
     }
 }
 
+/// What workers of an older spec say tells nothing about this one.
+fn of_update(outdated: &[&WorkerPod], missing: Option<&str>) -> Option<Verdict> {
+    if outdated.is_empty() {
+        return None;
+    }
+    if let Some(missing) = missing {
+        let message = format!("{missing}. The workers run with the spec as it was before");
+        return Some(Verdict::stuck(Reason::CredentialsMissing, message));
+    }
+    let names: Vec<&str> = outdated.iter().map(|pod| pod.name.as_str()).collect();
+    let message =
+        format!("The workers restart with the changed spec when these pods are gone: {}", names.join(", "));
+    Some(Verdict::moving(Phase::Starting, OperatorReason::Starting, message))
+}
+
 /// The worst that any shard has, the lowest shard first.
-fn of_run(world: &World, shards: &[Shard<'_>]) -> Verdict {
+fn of_run(world: &World, target: &KnownRevision, shards: &[Shard<'_>], missing: Option<&str>) -> Verdict {
     problem(shards, Policy::Halt)
         .map(|(reason, message)| Verdict::stuck(reason, message))
         .or_else(|| trouble(shards))
-        .or_else(|| lacking_secrets(world, shards))
+        .or_else(|| refused_pods(world, target))
+        .or_else(|| lacking_secrets(shards, missing))
         .or_else(|| {
             problem(shards, Policy::Retry)
                 .map(|(reason, message)| Verdict::moving(Phase::Retrying, reason, message))
@@ -181,11 +216,29 @@ fn trouble(shards: &[Shard<'_>]) -> Option<Verdict> {
     })
 }
 
+fn refused_pods(world: &World, target: &KnownRevision) -> Option<Verdict> {
+    let is_there =
+        |shard: u16| world.pods.iter().any(|pod| pod.revision == target.name && pod.shard == shard);
+    let absent: Vec<String> = (0..target.minted.data.shards)
+        .filter(|shard| !is_there(*shard))
+        .map(|shard| shard.to_string())
+        .collect();
+    if absent.is_empty() || !world.are_pods_refused() {
+        return None;
+    }
+    let message = format!(
+        "Kubernetes makes no pod for the shards {}, mostly because of a quota, Pod Security or a webhook: kubectl describe statefulset {} shows what refuses them",
+        absent.join(", "),
+        of_revision(world.name(), &target.name),
+    );
+    Some(Verdict::stuck(OperatorReason::PodsRefused, message))
+}
+
 /// A missing Secret explains a pod that does not start; workers that run are not concerned.
-fn lacking_secrets(world: &World, shards: &[Shard<'_>]) -> Option<Verdict> {
+fn lacking_secrets(shards: &[Shard<'_>], missing: Option<&str>) -> Option<Verdict> {
     let all_report = shards.iter().all(|shard| reporting(shard).is_some());
-    let missing = secrets::missing(world).filter(|_| !all_report)?;
-    Some(Verdict::stuck(Reason::CredentialsMissing, missing))
+    let missing = missing.filter(|_| !all_report)?;
+    Some(Verdict::stuck(Reason::CredentialsMissing, missing.to_owned()))
 }
 
 fn unschedulable(shards: &[Shard<'_>]) -> Option<Verdict> {

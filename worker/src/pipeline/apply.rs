@@ -98,12 +98,20 @@ pub(super) struct Ends<'a> {
 
 impl<'a> Applier<'a> {
     /// Goes on from a checkpoint.
-    pub(super) fn new(ends: Ends<'a>, checkpoint: Checkpoint, ready_from: ReadyFrom, bounds: &Bounds) -> Self {
+    pub(super) fn new(
+        ends: Ends<'a>,
+        checkpoint: Checkpoint,
+        ready_from: ReadyFrom,
+        bounds: &Bounds,
+    ) -> Self {
         Self {
             ends,
             assembler: Assembler::new(checkpoint.position),
             events: Vec::new(),
-            batch: Batch::new(Limits { max_rows: bounds.max_rows as usize, max_bytes: bounds.max_bytes as usize }),
+            batch: Batch::new(Limits {
+                max_rows: bounds.max_rows as usize,
+                max_bytes: bounds.max_bytes as usize,
+            }),
             ready_from,
             relations: HashMap::new(),
             max_delay: bounds.max_delay,
@@ -130,7 +138,11 @@ impl<'a> Applier<'a> {
             return None;
         }
         self.pending.as_ref().map(|pending| {
-            if pending.changes > 0 { pending.since + self.max_delay } else { self.last_commit + IDLE_ADVANCE_EVERY }
+            if pending.changes > 0 {
+                pending.since + self.max_delay
+            } else {
+                self.last_commit + IDLE_ADVANCE_EVERY
+            }
         })
     }
 
@@ -190,7 +202,10 @@ impl<'a> Applier<'a> {
 
     async fn change(&mut self, change: Change) -> Result<(), Failure> {
         let Some(transaction) = &mut self.transaction else {
-            return Err(Failure::new(Reason::ProtocolViolation, "the source sent a change outside a transaction"));
+            return Err(Failure::new(
+                Reason::ProtocolViolation,
+                "the source sent a change outside a transaction",
+            ));
         };
         let commit = transaction.commit_lsn;
         let Some((change, owner)) = self.ours(change, commit) else { return Ok(()) };
@@ -215,17 +230,21 @@ impl<'a> Applier<'a> {
     /// table's copy already holds it.
     fn ours(&self, change: Change, commit: Lsn) -> Option<(Option<Change>, RelationId)> {
         let is_ours = |relation: &RelationId| self.ready_from.contains_key(relation);
-        let is_due = |relation: &RelationId| self.ready_from.get(relation).is_some_and(|ready| commit >= *ready);
+        let is_due =
+            |relation: &RelationId| self.ready_from.get(relation).is_some_and(|ready| commit >= *ready);
         match change {
             Change::Truncate { relations, cascade, restart_identity } => {
                 let owner = relations.iter().copied().find(|relation| is_ours(relation))?;
                 let due: Vec<_> = relations.into_iter().filter(is_due).collect();
                 let owner = due.first().copied().unwrap_or(owner);
                 let change = Change::Truncate { relations: due, cascade, restart_identity };
-                let has_tables = matches!(&change, Change::Truncate { relations, .. } if !relations.is_empty());
+                let has_tables =
+                    matches!(&change, Change::Truncate { relations, .. } if !relations.is_empty());
                 Some((has_tables.then_some(change), owner))
             }
-            Change::Insert { relation, .. } | Change::Update { relation, .. } | Change::Delete { relation, .. } => {
+            Change::Insert { relation, .. }
+            | Change::Update { relation, .. }
+            | Change::Delete { relation, .. } => {
                 is_ours(&relation).then(|| (is_due(&relation).then_some(change), relation))
             }
         }
@@ -256,7 +275,8 @@ impl<'a> Applier<'a> {
 
     /// The source has nothing more for this shard up to `end`.
     fn nothing_until(&mut self, end: Lsn) {
-        let position = self.pending.as_ref().map_or(self.durable.position, |pending| pending.settled.position);
+        let position =
+            self.pending.as_ref().map_or(self.durable.position, |pending| pending.settled.position);
         let known = self.pending.as_ref().map_or(self.durable.end_lsn, |pending| pending.settled.end_lsn);
         if end <= known {
             return;

@@ -125,13 +125,12 @@ async fn copy(
     let copy = exported.open_copy(&context.settings.pipeline.source, tables).await?;
     let mut chunks: Vec<Chunk> = tables.iter().flat_map(|table| copy.chunks(table)).collect();
     chunks.reverse();
-    let parallelism = usize::from(context.settings.pipeline.manifest.spec.source.postgres.snapshot.parallelism);
+    let parallelism =
+        usize::from(context.settings.pipeline.manifest.spec.source.postgres.snapshot.parallelism);
     let readers = parallelism.min(chunks.len()).max(1);
     tracing::info!(tables = tables.len(), chunks = chunks.len(), readers, "copying rows");
-    let queue = Queue {
-        chunks: Mutex::new(chunks),
-        tables: tables.iter().map(|table| (table.id, table)).collect(),
-    };
+    let queue =
+        Queue { chunks: Mutex::new(chunks), tables: tables.iter().map(|table| (table.id, table)).collect() };
     try_join_all((0..readers).map(|_| copy_chunks(context, &copy, sink, &queue))).await?;
     copy.finish().await?;
     Ok(())
@@ -154,7 +153,8 @@ async fn copy_chunks(
             .map(|column| column.name.clone())
             .collect();
         let doing = format!("reading rows of {}", table.name);
-        let rows = reader.read(&chunk, &columns).await?.map_err(|error| classify(End::Source, &error, &doing));
+        let rows =
+            reader.read(&chunk, &columns).await?.map_err(|error| classify(End::Source, &error, &doing));
         let loaded = loader.load_chunk(&table.name, &columns, CopyFormat::Binary, rows).await?;
         context.status.snapshot(|progress| progress.rows_copied += loaded);
         context.metrics.snapshot_rows.inc_by(loaded);

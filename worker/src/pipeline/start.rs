@@ -65,8 +65,10 @@ pub(super) async fn inspect_source(context: Context<'_>) -> Result<Source, Failu
         .map(|table| table.parse::<TablePattern>())
         .collect::<Result<Vec<_>, _>>()
         .map_err(|error| Failure::new(Reason::ManifestInvalid, error.to_string()))?;
-    let session =
-        endpoint.connect("penstock").await.map_err(|error| error.failure(End::Source, &endpoint.connection))?;
+    let session = endpoint
+        .connect("penstock")
+        .await
+        .map_err(|error| error.failure(End::Source, &endpoint.connection))?;
     context.status.reached(End::Source);
     let slot = SlotName::of_shard(adopted_uid(context).unwrap_or(&settings.pipeline.uid), settings.shard);
     let inspection = source::preflight(&session, spec, &patterns, &slot).await?;
@@ -144,7 +146,8 @@ async fn wait_for_assignment(
         }
         tokio::time::sleep(ASSIGNMENT_POLL).await;
     }
-    let message = "shard 0 has not written yet which tables are whose; it says in its own report what it waits for";
+    let message =
+        "shard 0 has not written yet which tables are whose; it says in its own report what it waits for";
     Err(Failure::new(Reason::WaitingForShardZero, message))
 }
 

@@ -16,7 +16,12 @@ const LOOK_EVERY: Duration = Duration::from_secs(3);
 /// Watches until the handle is dropped. What it finds is shown, and decides nothing.
 pub(super) fn watch_source(context: Context<'_>, slot: &SlotName) -> AbortOnDropHandle<()> {
     let endpoint = context.settings.pipeline.source.clone();
-    let watch = Watch { endpoint, slot: slot.clone(), status: context.status.clone(), metrics: context.metrics.clone() };
+    let watch = Watch {
+        endpoint,
+        slot: slot.clone(),
+        status: context.status.clone(),
+        metrics: context.metrics.clone(),
+    };
     AbortOnDropHandle::new(tokio::spawn(watch.run()))
 }
 

@@ -41,6 +41,8 @@ pub enum StreamMessage {
         /// The server wants a status update at once.
         reply_requested: bool,
     },
+    /// The server warns of something, in the middle of the stream.
+    Notice(ServerError),
 }
 
 /// A connection that streams. Reading is split into [`fill`](Self::fill), which waits and can be cancelled, and
@@ -65,16 +67,18 @@ impl CopyBoth {
         while let Some((tag, length)) = self.wire.whole_frame()? {
             match tag {
                 b'd' => return take_message(&mut self.wire.buffer, length).map(Some),
-                b'N' | b'S' => self.wire.buffer.advance(length),
+                b'S' => self.wire.buffer.advance(length),
                 b'c' | b'C' => return Err(ended()),
                 _ => {
-                    let frame = self.wire.buffer.split_to(length);
-                    return Err(match parse(frame)? {
-                        Message::ErrorResponse(body) => ServerError::read(&body).into(),
-                        _ => {
-                            ReplicationError::Protocol(format!("message {:?} in the stream", char::from(tag)))
-                        }
-                    });
+                    let message = parse(self.wire.buffer.split_to(length))?;
+                    if let Message::NoticeResponse(body) = message {
+                        return Ok(Some(StreamMessage::Notice(ServerError::read(body.fields()))));
+                    }
+                    if let Message::ErrorResponse(body) = message {
+                        return Err(ServerError::read(body.fields()).into());
+                    }
+                    let problem = format!("message {:?} in the stream", char::from(tag));
+                    return Err(ReplicationError::Protocol(problem));
                 }
             }
         }

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 
 use penstock_crds::connection::PostgresConnection;
 use penstock_crds::report::Reason;
-use postgres_protocol::message::backend::ErrorResponseBody;
+use postgres_protocol::message::backend::ErrorFields;
 use tokio_postgres::error::DbError;
 
 use super::endpoint::End;
@@ -48,12 +48,11 @@ impl From<&DbError> for ServerError {
 }
 
 impl ServerError {
-    /// Reads an `ErrorResponse`. Fields that are not UTF-8 (before the client encoding is agreed) are kept as
+    /// Reads an `ErrorResponse` or `NoticeResponse`. Fields that are not UTF-8 (before the client encoding is agreed) are kept as
     /// far as they are.
-    pub(super) fn read(body: &ErrorResponseBody) -> Self {
+    pub(super) fn read(mut fields: ErrorFields<'_>) -> Self {
         use fallible_iterator::FallibleIterator as _;
         let mut error = Self::default();
-        let mut fields = body.fields();
         while let Ok(Some(field)) = fields.next() {
             let text = String::from_utf8_lossy(field.value_bytes()).into_owned();
             match field.type_() {
@@ -72,9 +71,8 @@ impl ServerError {
         let class = self.code.get(..2).unwrap_or_default();
         match (class, self.code.as_str()) {
             // Shut down, starting up, ended by an administrator, a query cancelled; a standby after a failover.
-            ("08" | "57", _) | (_, "25006") => Some(end.unreachable()),
-            // Deadlocks, serialization failures and lock timeouts pass by themselves.
-            ("40", _) | (_, "55P03") => Some(end.unreachable()),
+            // Deadlocks, serialization failures and lock timeouts pass by themselves as well.
+            ("08" | "40" | "57", _) | (_, "25006" | "55P03") => Some(end.unreachable()),
             ("53", _) | (_, "58030") => Some(end.out_of_resources()),
             (_, "42501") => Some(end.privilege_missing()),
             ("28", _) => Some(end.authentication_failed()),
@@ -150,7 +148,7 @@ pub enum ConnectError {
 
 impl ConnectError {
     /// An error of the stream: of TLS if it comes from there.
-    pub(super) fn from_io(error: io::Error) -> Self {
+    pub(super) fn from_io(error: &io::Error) -> Self {
         match error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>()) {
             Some(tls) => Self::Tls(tls.to_string()),
             None if error.kind() == io::ErrorKind::UnexpectedEof => {
@@ -167,16 +165,16 @@ impl ConnectError {
         if error.is_closed() {
             return Self::Unreachable("the server closed the connection".into());
         }
+        if let Some(tls) = find_source::<rustls::Error>(&error) {
+            return Self::Tls(tls.to_string());
+        }
         let text = chain(&error);
-        match error.into_source().map(|source| source.downcast::<io::Error>()) {
-            // tokio-postgres says with these two kinds that the peer's messages make no sense.
+        match error.into_source().map(<dyn std::error::Error + Send + Sync>::downcast::<io::Error>) {
+            // With these two kinds tokio-postgres says that the peer's proof or messages make no sense.
             Some(Ok(io)) if matches!(io.kind(), io::ErrorKind::InvalidInput | io::ErrorKind::Other) => {
-                match Self::from_io(*io) {
-                    tls @ Self::Tls(_) => tls,
-                    _ => Self::Authentication(text),
-                }
+                Self::Authentication(text)
             }
-            Some(Ok(io)) => Self::from_io(*io),
+            Some(Ok(io)) => Self::from_io(&io),
             Some(Err(_)) | None => Self::Authentication(text),
         }
     }
@@ -302,10 +300,15 @@ pub fn classify(end: End, error: &tokio_postgres::Error, doing: &str) -> Failure
     classify_or(end, error, doing, otherwise)
 }
 
-fn find_source<'a, E: std::error::Error + 'static>(error: &'a tokio_postgres::Error) -> Option<&'a E> {
+fn find_source<E: std::error::Error + 'static>(error: &tokio_postgres::Error) -> Option<&E> {
     let mut next = error.source();
     while let Some(current) = next {
         if let Some(found) = current.downcast_ref::<E>() {
+            return Some(found);
+        }
+        // An io::Error hides what it wraps from `source`.
+        let wrapped = current.downcast_ref::<io::Error>().and_then(io::Error::get_ref);
+        if let Some(found) = wrapped.and_then(|wrapped| wrapped.downcast_ref::<E>()) {
             return Some(found);
         }
         next = current.source();

@@ -43,7 +43,7 @@ pub enum ReplicationError {
 impl From<ReplicationError> for ConnectError {
     fn from(error: ReplicationError) -> Self {
         match error {
-            ReplicationError::Lost(error) => Self::from_io(error),
+            ReplicationError::Lost(error) => Self::from_io(&error),
             ReplicationError::Server(error) => Self::Server(error),
             ReplicationError::Protocol(problem) => Self::Protocol(problem),
         }
@@ -77,8 +77,8 @@ impl ReplicationConnection {
             ("client_encoding", "UTF8"),
         ];
         let mut startup = BytesMut::new();
-        frontend::startup_message(parameters, &mut startup).map_err(ConnectError::from_io)?;
-        wire.send(&startup).await.map_err(ConnectError::from_io)?;
+        frontend::startup_message(parameters, &mut startup).map_err(|error| ConnectError::from_io(&error))?;
+        wire.send(&startup).await.map_err(|error| ConnectError::from_io(&error))?;
         authenticate(&mut wire, &credentials).await?;
         while !matches!(wire.message().await?, Message::ReadyForQuery(_)) {}
         let mut connection = Self { wire };
@@ -94,7 +94,7 @@ impl ReplicationConnection {
         loop {
             match self.wire.message().await {
                 Ok(Message::DataRow(row)) => rows.push(read_row(&row)?),
-                Ok(Message::ReadyForQuery(_)) => return refused.map_or(Ok(rows), |error| Err(error)),
+                Ok(Message::ReadyForQuery(_)) => return refused.map_or(Ok(rows), Err),
                 Ok(_) => {}
                 Err(ReplicationError::Server(error)) => refused = Some(ReplicationError::Server(error)),
                 Err(error) => return Err(error),
@@ -102,7 +102,7 @@ impl ReplicationConnection {
         }
     }
 
-    /// Runs START_REPLICATION; the connection then streams until it ends.
+    /// Runs `START_REPLICATION`; the connection then streams until it ends.
     pub async fn start_copy_both(mut self, sql: &str) -> Result<CopyBoth, ReplicationError> {
         self.wire.send_query(sql).await?;
         loop {
@@ -113,7 +113,7 @@ impl ReplicationConnection {
                 _ => {
                     let message = parse(frame)?;
                     if let Message::ErrorResponse(body) = message {
-                        return Err(ServerError::read(&body).into());
+                        return Err(ServerError::read(body.fields()).into());
                     }
                     return Err(ReplicationError::Protocol(format!(
                         "message {:?} where streaming should begin",
@@ -160,10 +160,12 @@ impl Wire {
     pub(super) async fn message(&mut self) -> Result<Message, ReplicationError> {
         loop {
             let (_, frame) = self.frame().await?;
-            match parse(frame)? {
-                Message::NoticeResponse(_) => {}
-                Message::ErrorResponse(body) => return Err(ServerError::read(&body).into()),
-                message => return Ok(message),
+            let message = parse(frame)?;
+            if let Message::ErrorResponse(body) = message {
+                return Err(ServerError::read(body.fields()).into());
+            }
+            if !matches!(message, Message::NoticeResponse(_)) {
+                return Ok(message);
             }
         }
     }

@@ -36,13 +36,13 @@ const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(5);
 const KEEPALIVE_RETRIES: u32 = 3;
 /// Sent bytes that stay unacknowledged this long end the connection. The kernel counts a peer that does not
 /// read as well, so it must be longer than a COPY may wait for a lock.
-const USER_TIMEOUT: Duration = Duration::from_secs(120);
+const USER_TIMEOUT: Duration = Duration::from_mins(2);
 
 /// The byte stream under a connection.
 #[derive(Debug)]
 pub(super) enum Transport {
     Plain(TcpStream),
-    Encrypted { stream: Box<tokio_rustls::client::TlsStream<TcpStream>>, end_point: Option<Vec<u8>> },
+    Encrypted { stream: Box<tokio_rustls::client::TlsStream<TcpStream>>, binding: Option<Vec<u8>> },
 }
 
 impl Transport {
@@ -57,10 +57,10 @@ impl Transport {
     }
 
     /// The hash that binds SCRAM to this TLS channel (RFC 5929, `tls-server-end-point`), if there is one.
-    pub(super) fn end_point(&self) -> Option<&[u8]> {
+    pub(super) fn binding(&self) -> Option<&[u8]> {
         match self {
             Self::Plain(_) => None,
-            Self::Encrypted { end_point, .. } => end_point.as_deref(),
+            Self::Encrypted { binding, .. } => binding.as_deref(),
         }
     }
 
@@ -110,8 +110,8 @@ async fn encrypt(
 ) -> Result<Transport, ConnectError> {
     let mut request = BytesMut::new();
     frontend::ssl_request(&mut request);
-    tcp.write_all(&request).await.map_err(ConnectError::from_io)?;
-    match tcp.read_u8().await.map_err(ConnectError::from_io)? {
+    tcp.write_all(&request).await.map_err(|error| ConnectError::from_io(&error))?;
+    match tcp.read_u8().await.map_err(|error| ConnectError::from_io(&error))? {
         b'S' => {}
         b'N' => return Err(ConnectError::TlsNotOffered),
         other => {
@@ -120,20 +120,18 @@ async fn encrypt(
     }
     let name = ServerName::try_from(endpoint.connection.host.clone())
         .map_err(|_| ConnectError::Tls("the host is neither a DNS name nor an address".into()))?;
-    let stream =
-        TlsConnector::from(Arc::new(config)).connect(name, tcp).await.map_err(ConnectError::from_io)?;
-    let end_point = stream
-        .get_ref()
-        .1
-        .peer_certificates()
-        .and_then(|chain| chain.first())
-        .and_then(|leaf| end_point(leaf));
-    Ok(Transport::Encrypted { stream: Box::new(stream), end_point })
+    let stream = TlsConnector::from(Arc::new(config))
+        .connect(name, tcp)
+        .await
+        .map_err(|error| ConnectError::from_io(&error))?;
+    let binding =
+        stream.get_ref().1.peer_certificates().and_then(|chain| chain.first()).and_then(|leaf| binding(leaf));
+    Ok(Transport::Encrypted { stream: Box::new(stream), binding })
 }
 
 /// RFC 5929, section 4.1: the certificate hashed with its signature's hash function, MD5 and SHA-1 replaced by
 /// SHA-256. Signatures without a hash function of their own (Ed25519) have no such binding.
-fn end_point(certificate: &[u8]) -> Option<Vec<u8>> {
+fn binding(certificate: &[u8]) -> Option<Vec<u8>> {
     const SHA256: [ObjectIdentifier; 3] = [
         rfc5912::SHA_1_WITH_RSA_ENCRYPTION,
         rfc5912::SHA_256_WITH_RSA_ENCRYPTION,
@@ -191,7 +189,7 @@ impl AsyncWrite for Transport {
 
 impl TlsStream for Transport {
     fn channel_binding(&self) -> ChannelBinding {
-        self.end_point()
+        self.binding()
             .map_or_else(ChannelBinding::none, |hash| ChannelBinding::tls_server_end_point(hash.to_vec()))
     }
 }

@@ -22,7 +22,7 @@ use tokio_util::sync::CancellationToken;
 use crate::status::{Status, now_micros};
 
 /// How often the certificate and the key are read again: the operator renews them weeks ahead.
-const RELOAD_EVERY: Duration = Duration::from_secs(60);
+const RELOAD_EVERY: Duration = Duration::from_mins(1);
 
 /// Why the control API cannot be served.
 #[derive(Debug, thiserror::Error)]
@@ -96,8 +96,8 @@ async fn authorize(State(shared): State<Arc<Shared>>, request: Request, next: Ne
         .and_then(|value| value.strip_prefix("Bearer "));
     let expected = tokio::fs::read_to_string(shared.folder.join(FILE_TOKEN)).await.unwrap_or_default();
     let expected = expected.trim();
-    let allowed = given
-        .is_some_and(|given| !expected.is_empty() && Sha256::digest(given) == Sha256::digest(expected));
+    let allowed =
+        given.is_some_and(|given| !expected.is_empty() && Sha256::digest(given) == Sha256::digest(expected));
     if allowed {
         next.run(request).await
     } else {
@@ -110,8 +110,8 @@ fn server_config(folder: &Path) -> Result<rustls::ServerConfig, ControlError> {
     let chain = CertificateDer::pem_file_iter(folder.join("tls.crt"))
         .and_then(Iterator::collect::<Result<Vec<_>, _>>)
         .map_err(|error| bad(format!("tls.crt: {error}")))?;
-    let key =
-        PrivateKeyDer::from_pem_file(folder.join("tls.key")).map_err(|error| bad(format!("tls.key: {error}")))?;
+    let key = PrivateKeyDer::from_pem_file(folder.join("tls.key"))
+        .map_err(|error| bad(format!("tls.key: {error}")))?;
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let mut config = rustls::ServerConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()

@@ -65,8 +65,16 @@ impl Default for Metrics {
 impl Metrics {
     fn register(&self, registry: &mut Registry) {
         registry.register("changes", "Source changes read", self.changes.clone());
-        registry.register("transactions", "Source transactions durable in the sink", self.transactions.clone());
-        registry.register("sink_commits", "Commits of the sink, idle advances included", self.sink_commits.clone());
+        registry.register(
+            "transactions",
+            "Source transactions durable in the sink",
+            self.transactions.clone(),
+        );
+        registry.register(
+            "sink_commits",
+            "Commits of the sink, idle advances included",
+            self.sink_commits.clone(),
+        );
         let batch = "From the first statement of a batch to its durable checkpoint";
         registry.register_with_unit("batch", batch, Unit::Seconds, self.batch_seconds.clone());
         registry.register("failures", "Attempts that failed", self.failures.clone());
@@ -77,13 +85,17 @@ impl Metrics {
         registry.register_with_unit("lag", behind, Unit::Bytes, self.lag_bytes.clone());
         let waiting = "Age of the oldest change not yet durable in the sink";
         registry.register_with_unit("lag", waiting, Unit::Seconds, self.lag_seconds.clone());
-        registry.register("sequence", "Source changes read and settled since the pipeline began", self.sequence.clone());
+        registry.register(
+            "sequence",
+            "Source changes read and settled since the pipeline began",
+            self.sequence.clone(),
+        );
         registry.register("streaming", "1 while changes are applied as they arrive", self.streaming.clone());
         registry.register("source_up", "1 while the source answers", self.source_up.clone());
         registry.register("sink_up", "1 while the sink answers", self.sink_up.clone());
     }
 
-    /// The metrics in OpenMetrics text.
+    /// The metrics in `OpenMetrics` text.
     pub fn encode(&self, status: &Status) -> String {
         let report = status.report(now_micros());
         if let Some(lag) = report.lag {

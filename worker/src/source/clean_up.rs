@@ -7,8 +7,10 @@ use crate::postgres::Endpoint;
 
 /// Drops the slots of all shards and, if it is managed, the publication. What is gone already is no error.
 pub async fn clean_up(endpoint: &Endpoint, uid: &str, is_managed: bool) -> Result<(), SourceError> {
-    let session =
-        endpoint.connect("penstock clean-up").await.map_err(|error| SourceError::connect(endpoint, &error))?;
+    let session = endpoint
+        .connect("penstock clean-up")
+        .await
+        .map_err(|error| SourceError::connect(endpoint, &error))?;
     let prefix = format!("penstock_{}_", short_uid(uid));
     let rows = session
         .query(
@@ -21,7 +23,8 @@ pub async fn clean_up(endpoint: &Endpoint, uid: &str, is_managed: bool) -> Resul
         .map_err(|error| SourceError::sql(&error, "looking for the pipeline's replication slots"))?;
     for row in rows {
         let name: String = row.get(0);
-        let slot: SlotName = name.parse().map_err(|_| SourceError::Protocol(format!("a slot named {name}")))?;
+        let slot: SlotName =
+            name.parse().map_err(|_| SourceError::Protocol(format!("a slot named {name}")))?;
         drop_slot(&session, &slot).await?;
         tracing::info!(%slot, "replication slot dropped");
     }

@@ -247,11 +247,10 @@ impl SourceError {
 
 impl From<SourceError> for Failure {
     fn from(error: SourceError) -> Self {
-        let reason = error.reason();
-        match error {
-            SourceError::Database(failure) => failure,
-            other => Self::new(reason, other.to_string()),
+        if let SourceError::Database(failure) = error {
+            return failure;
         }
+        Self::new(error.reason(), error.to_string())
     }
 }
 

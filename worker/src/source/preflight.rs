@@ -49,6 +49,7 @@ pub async fn preflight(
 }
 
 /// What the server and the role can do.
+#[expect(clippy::struct_excessive_bools, reason = "independent facts of the catalogue")]
 struct ServerFacts {
     version: u32,
     version_text: String,

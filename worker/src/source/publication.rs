@@ -15,7 +15,7 @@ use crate::change::table::{SourceTable, TableName, quote_identifier, quote_liter
 /// What a publication of ours is made with.
 const OPTIONS: &str = "publish = 'insert, update, delete, truncate', publish_via_partition_root = true";
 /// How long transactions that began before a table was added may go on.
-const OLD_TRANSACTIONS_TIMEOUT: Duration = Duration::from_secs(600);
+const OLD_TRANSACTIONS_TIMEOUT: Duration = Duration::from_mins(10);
 const OLD_TRANSACTIONS_POLL: Duration = Duration::from_millis(250);
 const OLD_TRANSACTIONS_LOG: Duration = Duration::from_secs(10);
 
@@ -139,6 +139,7 @@ fn unsuitable(name: &PublicationName, problem: &str, statement: &str) -> SourceE
 }
 
 /// A publication as the catalogue shows it.
+#[expect(clippy::struct_excessive_bools, reason = "independent facts of the catalogue")]
 struct Published {
     /// Tables that it publishes, in order.
     tables: BTreeSet<TableName>,

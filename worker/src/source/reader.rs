@@ -16,7 +16,7 @@ use tokio_util::task::AbortOnDropHandle;
 
 use super::error::SourceError;
 
-use super::stream::{Stream, StreamRequest, open, stream_error};
+use super::stream::{Stream, StreamRequest, open, stream_error, stream_notice};
 use crate::change::Lsn;
 use crate::postgres::{Endpoint, StreamMessage};
 
@@ -155,9 +155,10 @@ async fn run(
             while size < GROUP_BYTES
                 && let Some(message) = copy.pop().map_err(failed)?
             {
-                let frame = into_frame(message, &mut is_reply_due);
-                size += frame.size();
-                waiting.push(frame);
+                if let Some(frame) = into_frame(message, request, &mut is_reply_due)? {
+                    size += frame.size();
+                    waiting.push(frame);
+                }
             }
         }
         if is_reply_due {
@@ -188,12 +189,19 @@ async fn run(
     }
 }
 
-fn into_frame(message: StreamMessage, is_reply_due: &mut bool) -> Frame {
+fn into_frame(
+    message: StreamMessage,
+    request: &StreamRequest,
+    is_reply_due: &mut bool,
+) -> Result<Option<Frame>, SourceError> {
     match message {
-        StreamMessage::Data { wal_start, wal_end, payload } => Frame::Data { wal_start, wal_end, payload },
+        StreamMessage::Data { wal_start, wal_end, payload } => {
+            Ok(Some(Frame::Data { wal_start, wal_end, payload }))
+        }
+        StreamMessage::Notice(notice) => stream_notice(&notice, request).map(|()| None),
         StreamMessage::Keepalive { wal_end, reply_requested } => {
             *is_reply_due |= reply_requested;
-            Frame::Keepalive { wal_end }
+            Ok(Some(Frame::Keepalive { wal_end }))
         }
     }
 }

@@ -1,6 +1,8 @@
-//! START_REPLICATION: the checks before it, its options, and what its errors mean.
+//! `START_REPLICATION`: the checks before it, its options, and what its errors mean.
 
 use std::time::Duration;
+
+use tracing::warn;
 
 use super::error::SourceError;
 use super::identity::{SourceIdentity, parse_lsn};
@@ -138,19 +140,34 @@ fn start_error(error: ReplicationError, request: &StreamRequest) -> SourceError 
     }
 }
 
+/// Up to version 17 a publication that is dropped under the stream ends it with an error. From 18 on it is a
+/// warning with this SQLSTATE, and changes are left out silently: it must end the stream as well.
+pub(super) fn stream_notice(notice: &ServerError, request: &StreamRequest) -> Result<(), SourceError> {
+    if notice.code == "55000" {
+        return Err(publication_gone(notice, request));
+    }
+    warn!(slot = %request.slot, %notice, "the source warns");
+    Ok(())
+}
+
+fn publication_gone(error: &ServerError, request: &StreamRequest) -> SourceError {
+    SourceError::PublicationUnsuitable {
+        publication: request.publication.clone(),
+        problem: format!("was dropped while changes were read, so some are lost ({error})"),
+        statement:
+            "CREATE PUBLICATION as before; then delete the pipeline with deletionPolicy Delete, empty the \
+                    sink tables, and create it again"
+                .into(),
+    }
+}
+
 /// What an error in the running stream means.
 pub(super) fn stream_error(error: ReplicationError, request: &StreamRequest) -> SourceError {
     let ReplicationError::Server(error) = error else {
         return SourceError::replication(error, "reading changes");
     };
     match error.code.as_str() {
-        "42704" if error.message.contains("publication") => SourceError::PublicationUnsuitable {
-            publication: request.publication.clone(),
-            problem: format!("is gone while changes are read: {error}"),
-            statement: "CREATE PUBLICATION for the tables of the pipeline, then delete the pipeline with \
-                        deletionPolicy Delete and create it again: changes before the new publication are lost"
-                .into(),
-        },
+        "42704" => publication_gone(&error, request),
         "55000" | "58P01" => {
             SourceError::SlotInvalidated { slot: request.slot.clone(), problem: error.to_string() }
         }

@@ -94,7 +94,10 @@ impl Rig {
         }
         let output = std::fs::read_to_string(self.state_dir(0).with_extension("log")).unwrap_or_default();
         let tail = output.len().saturating_sub(4000);
-        bail!("{query}: expected {expected}, last seen {seen}\n--- the worker's last output\n{}", &output[tail..])
+        bail!(
+            "{query}: expected {expected}, last seen {seen}\n--- the worker's last output\n{}",
+            &output[tail..]
+        )
     }
 
     /// Waits until the sink's checkpoint is at or past the source's present end of log.
@@ -134,7 +137,14 @@ impl Worker {
         let log = File::options().create(true).append(true).open(&output)?;
         let child = Command::new(env!("CARGO_BIN_EXE_penstock-worker"))
             .arg("run")
-            .args(["--recheck-seconds", "1", "--shard", &shard.to_string(), "--log", "info,penstock_worker=debug"])
+            .args([
+                "--recheck-seconds",
+                "1",
+                "--shard",
+                &shard.to_string(),
+                "--log",
+                "info,penstock_worker=debug",
+            ])
             .arg("--file")
             .arg(file)
             .arg("--state-dir")

@@ -15,16 +15,16 @@ use penstock_worker::source::{
 };
 use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
 
-pub fn credentials(username: &str, password: &str) -> Credentials {
+pub(crate) fn credentials(username: &str, password: &str) -> Credentials {
     Credentials { username: username.into(), password: password.into() }
 }
 
 /// The database of a server that trusts everyone, as superuser, without TLS.
-pub fn endpoint(server: &Server, database: &str) -> Endpoint {
+pub(crate) fn endpoint(server: &Server, database: &str) -> Endpoint {
     endpoint_as(server, database, "postgres", "unused")
 }
 
-pub fn endpoint_as(server: &Server, database: &str, username: &str, password: &str) -> Endpoint {
+pub(crate) fn endpoint_as(server: &Server, database: &str, username: &str, password: &str) -> Endpoint {
     Endpoint {
         end: End::Source,
         connection: PostgresConnection {
@@ -42,12 +42,12 @@ pub fn endpoint_as(server: &Server, database: &str, username: &str, password: &s
     }
 }
 
-pub async fn session(endpoint: &Endpoint) -> Session {
+pub(crate) async fn session(endpoint: &Endpoint) -> Session {
     endpoint.connect("penstock-test").await.unwrap()
 }
 
 /// The failure of opening an SQL session, which must be that of opening a replication connection as well.
-pub async fn refusal(endpoint: &Endpoint) -> Failure {
+pub(crate) async fn refusal(endpoint: &Endpoint) -> Failure {
     let sql = endpoint.connect("test").await.unwrap_err().failure(endpoint.end, &endpoint.connection);
     let replication =
         endpoint.connect_replication("test").await.unwrap_err().failure(endpoint.end, &endpoint.connection);
@@ -56,25 +56,25 @@ pub async fn refusal(endpoint: &Endpoint) -> Failure {
 }
 
 /// Both kinds of connection open and work.
-pub async fn assert_connects(endpoint: &Endpoint) {
+pub(crate) async fn assert_connects(endpoint: &Endpoint) {
     let session = endpoint.connect("test").await.unwrap();
     session.query_one("SELECT 1", &[]).await.unwrap();
     let mut replication = endpoint.connect_replication("test").await.unwrap();
     assert_eq!(replication.query("SELECT 1").await.unwrap(), [[Some("1".to_owned())]]);
 }
 
-pub fn assert_says(failure: &Failure, reason: Reason, words: &[&str]) {
+pub(crate) fn assert_says(failure: &Failure, reason: Reason, words: &[&str]) {
     assert_eq!(failure.reason, reason, "{failure}");
     for word in words {
         assert!(failure.message.contains(word), "`{word}` is not in: {failure}");
     }
 }
 
-pub fn patterns(texts: &[&str]) -> Vec<TablePattern> {
+pub(crate) fn patterns(texts: &[&str]) -> Vec<TablePattern> {
     texts.iter().map(|text| text.parse().unwrap()).collect()
 }
 
-pub fn spec(endpoint: &Endpoint, tables: &[&str], publication: Option<&str>) -> PostgresSource {
+pub(crate) fn spec(endpoint: &Endpoint, tables: &[&str], publication: Option<&str>) -> PostgresSource {
     PostgresSource {
         connection: endpoint.connection.clone(),
         tables: tables.iter().map(|table| (*table).to_owned()).collect(),
@@ -83,19 +83,19 @@ pub fn spec(endpoint: &Endpoint, tables: &[&str], publication: Option<&str>) -> 
     }
 }
 
-pub fn test_slot() -> SlotName {
+pub(crate) fn test_slot() -> SlotName {
     SlotName::of_shard("test", 0)
 }
 
-pub fn test_publication() -> PublicationName {
+pub(crate) fn test_publication() -> PublicationName {
     PublicationName::of_pipeline("test")
 }
 
-pub async fn inspect(endpoint: &Endpoint, tables: &[&str]) -> Result<Inspection, SourceError> {
+pub(crate) async fn inspect(endpoint: &Endpoint, tables: &[&str]) -> Result<Inspection, SourceError> {
     inspect_with(endpoint, tables, None).await
 }
 
-pub async fn inspect_with(
+pub(crate) async fn inspect_with(
     endpoint: &Endpoint,
     tables: &[&str],
     publication: Option<&str>,
@@ -105,14 +105,17 @@ pub async fn inspect_with(
 }
 
 /// Inspects the tables and publishes them.
-pub async fn publish(endpoint: &Endpoint, tables: &[&str]) -> Inspection {
+pub(crate) async fn publish(endpoint: &Endpoint, tables: &[&str]) -> Inspection {
     let inspection = inspect(endpoint, tables).await.unwrap();
     let mut session = session(endpoint).await;
     ensure_publication(&mut session, &test_publication(), &inspection.tables, true).await.unwrap();
     inspection
 }
 
-pub fn stream_request(identity: &SourceIdentity, start: penstock_worker::change::Lsn) -> StreamRequest {
+pub(crate) fn stream_request(
+    identity: &SourceIdentity,
+    start: penstock_worker::change::Lsn,
+) -> StreamRequest {
     StreamRequest {
         slot: test_slot(),
         publication: test_publication(),
@@ -123,13 +126,13 @@ pub fn stream_request(identity: &SourceIdentity, start: penstock_worker::change:
 }
 
 /// A certificate authority of the tests.
-pub struct Authority {
-    pub pem: String,
+pub(crate) struct Authority {
+    pub(crate) pem: String,
     issuer: Issuer<'static, KeyPair>,
 }
 
 impl Authority {
-    pub fn new(name: &str) -> Self {
+    pub(crate) fn new(name: &str) -> Self {
         let key = KeyPair::generate().unwrap();
         let mut params = CertificateParams::new(Vec::new()).unwrap();
         params.distinguished_name.push(DnType::CommonName, name);
@@ -139,7 +142,7 @@ impl Authority {
     }
 
     /// Certificate and key for a name or address, PEM.
-    pub fn sign(&self, name: &str) -> (String, String) {
+    pub(crate) fn sign(&self, name: &str) -> (String, String) {
         let key = KeyPair::generate().unwrap();
         let mut params = CertificateParams::new(vec![name.to_owned()]).unwrap();
         params.distinguished_name.push(DnType::CommonName, name);
@@ -147,7 +150,7 @@ impl Authority {
     }
 }
 
-pub fn write(folder: &Path, name: &str, content: &str) {
+pub(crate) fn write(folder: &Path, name: &str, content: &str) {
     let path = folder.join(name);
     std::fs::create_dir_all(path.parent().unwrap()).unwrap();
     std::fs::write(path, content).unwrap();

@@ -131,100 +131,105 @@ async fn refused(server: &Server, number: usize, sql: &str, tables: &[&str]) -> 
     inspect(&endpoint(server, &database), tables).await.expect_err(sql).into()
 }
 
+/// SQL that sets it up, the tables asked for, what comes of it.
+type Case = (&'static str, &'static [&'static str], Reason, &'static [&'static str]);
+
+const ALL: &[&str] = &["public.*"];
+
+const REFUSED: &[Case] = &[
+    ("", &["public.gone", "public.no*"], Reason::TableMissing, &["public.gone", "public.no*", "lower case"]),
+    ("CREATE VIEW v AS SELECT 1", &["public.v"], Reason::TableMissing, &["public.v, a view,"]),
+    ("CREATE VIEW v AS SELECT 1", ALL, Reason::TableMissing, &["No table", "public.*"]),
+    (
+        "CREATE UNLOGGED TABLE u (id int PRIMARY KEY)",
+        ALL,
+        Reason::TableMissing,
+        &["public.u, an unlogged table"],
+    ),
+    (
+        "CREATE FOREIGN DATA WRAPPER w; CREATE SERVER s FOREIGN DATA WRAPPER w; \
+     CREATE TABLE t (id int PRIMARY KEY); CREATE FOREIGN TABLE f (id int) SERVER s",
+        ALL,
+        Reason::TableMissing,
+        &["public.f, a foreign table"],
+    ),
+    (
+        "CREATE FOREIGN DATA WRAPPER w; CREATE SERVER s FOREIGN DATA WRAPPER w; \
+     CREATE TABLE t (id int) PARTITION BY LIST (id); ALTER TABLE t REPLICA IDENTITY FULL; \
+     CREATE FOREIGN TABLE f PARTITION OF t DEFAULT SERVER s",
+        &["public.t"],
+        Reason::TableMissing,
+        &["public.f", "among the partitions"],
+    ),
+    (
+        "CREATE TABLE a (id int); CREATE TABLE b (id int)",
+        ALL,
+        Reason::ReplicaIdentityMissing,
+        &["public.a", "public.b has no primary key", "ALTER TABLE \"public\".\"b\" REPLICA IDENTITY FULL"],
+    ),
+    (
+        "CREATE TABLE a (id int PRIMARY KEY); ALTER TABLE a REPLICA IDENTITY NOTHING",
+        ALL,
+        Reason::ReplicaIdentityMissing,
+        &["REPLICA IDENTITY NOTHING", "REPLICA IDENTITY DEFAULT"],
+    ),
+    (
+        "CREATE TABLE a (id int PRIMARY KEY DEFERRABLE)",
+        ALL,
+        Reason::ReplicaIdentityMissing,
+        &["deferrable", "REPLICA IDENTITY FULL"],
+    ),
+    (
+        "CREATE TABLE a (id int NOT NULL); CREATE UNIQUE INDEX i ON a (id); \
+     ALTER TABLE a REPLICA IDENTITY USING INDEX i; DROP INDEX i",
+        ALL,
+        Reason::ReplicaIdentityMissing,
+        &["index of the replica identity of public.a is gone"],
+    ),
+    (
+        "CREATE TABLE a (id int, k int GENERATED ALWAYS AS (id) STORED PRIMARY KEY)",
+        ALL,
+        Reason::ReplicaIdentityMissing,
+        &["holds a generated column"],
+    ),
+    (
+        "CREATE TABLE t (id int PRIMARY KEY) PARTITION BY LIST (id); CREATE TABLE p PARTITION OF t DEFAULT; \
+     ALTER TABLE p REPLICA IDENTITY FULL",
+        &["public.t"],
+        Reason::ReplicaIdentityMissing,
+        &["ALTER TABLE \"public\".\"p\" REPLICA IDENTITY DEFAULT"],
+    ),
+    (
+        "CREATE TABLE a (id int PRIMARY KEY, c regclass, d int)",
+        ALL,
+        Reason::UnsupportedColumnType,
+        &["public.a, column c", "pg_catalog.regclass"],
+    ),
+    ("CREATE TABLE a (id int PRIMARY KEY, c aclitem)", ALL, Reason::UnsupportedColumnType, &["aclitem"]),
+    (
+        "CREATE TYPE p AS (x int); CREATE TABLE a (id int PRIMARY KEY, c p)",
+        ALL,
+        Reason::UnsupportedColumnType,
+        &["composite type public.p"],
+    ),
+    (
+        "CREATE TYPE e AS ENUM ('a'); CREATE TABLE a (id int PRIMARY KEY, c e[])",
+        ALL,
+        Reason::UnsupportedColumnType,
+        &["array of public.e"],
+    ),
+    (
+        "CREATE TYPE r AS RANGE (subtype = int4); CREATE TABLE a (id int PRIMARY KEY, c r, d r[])",
+        ALL,
+        Reason::UnsupportedColumnType,
+        &["column c: the type public.r is not built in", "column d"],
+    ),
+];
+
 #[tokio::test]
 async fn tables_that_cannot_be_followed_are_refused_with_what_to_do() {
-    use Reason::{ReplicaIdentityMissing as Identity, TableMissing, UnsupportedColumnType as Type};
     let server = Server::start(Version::V15).await.unwrap();
-    let all: &[&str] = &["public.*"];
-    let cases: &[(&str, &[&str], Reason, &[&str])] = &[
-        ("", &["public.gone", "public.no*"], TableMissing, &["public.gone", "public.no*", "lower case"]),
-        ("CREATE VIEW v AS SELECT 1", &["public.v"], TableMissing, &["public.v, a view,"]),
-        ("CREATE VIEW v AS SELECT 1", all, TableMissing, &["No table", "public.*"]),
-        ("CREATE UNLOGGED TABLE u (id int PRIMARY KEY)", all, TableMissing, &["public.u, an unlogged table"]),
-        (
-            "CREATE FOREIGN DATA WRAPPER w; CREATE SERVER s FOREIGN DATA WRAPPER w; \
-             CREATE TABLE t (id int PRIMARY KEY); CREATE FOREIGN TABLE f (id int) SERVER s",
-            all,
-            TableMissing,
-            &["public.f, a foreign table"],
-        ),
-        (
-            "CREATE FOREIGN DATA WRAPPER w; CREATE SERVER s FOREIGN DATA WRAPPER w; \
-             CREATE TABLE t (id int) PARTITION BY LIST (id); ALTER TABLE t REPLICA IDENTITY FULL; \
-             CREATE FOREIGN TABLE f PARTITION OF t DEFAULT SERVER s",
-            &["public.t"],
-            TableMissing,
-            &["public.f", "among the partitions"],
-        ),
-        (
-            "CREATE TABLE a (id int); CREATE TABLE b (id int)",
-            all,
-            Identity,
-            &[
-                "public.a",
-                "public.b has no primary key",
-                "ALTER TABLE \"public\".\"b\" REPLICA IDENTITY FULL",
-            ],
-        ),
-        (
-            "CREATE TABLE a (id int PRIMARY KEY); ALTER TABLE a REPLICA IDENTITY NOTHING",
-            all,
-            Identity,
-            &["REPLICA IDENTITY NOTHING", "REPLICA IDENTITY DEFAULT"],
-        ),
-        (
-            "CREATE TABLE a (id int PRIMARY KEY DEFERRABLE)",
-            all,
-            Identity,
-            &["deferrable", "REPLICA IDENTITY FULL"],
-        ),
-        (
-            "CREATE TABLE a (id int NOT NULL); CREATE UNIQUE INDEX i ON a (id); \
-             ALTER TABLE a REPLICA IDENTITY USING INDEX i; DROP INDEX i",
-            all,
-            Identity,
-            &["index of the replica identity of public.a is gone"],
-        ),
-        (
-            "CREATE TABLE a (id int, k int GENERATED ALWAYS AS (id) STORED PRIMARY KEY)",
-            all,
-            Identity,
-            &["holds a generated column"],
-        ),
-        (
-            "CREATE TABLE t (id int PRIMARY KEY) PARTITION BY LIST (id); CREATE TABLE p PARTITION OF t DEFAULT; \
-             ALTER TABLE p REPLICA IDENTITY FULL",
-            &["public.t"],
-            Identity,
-            &["ALTER TABLE \"public\".\"p\" REPLICA IDENTITY DEFAULT"],
-        ),
-        (
-            "CREATE TABLE a (id int PRIMARY KEY, c regclass, d int)",
-            all,
-            Type,
-            &["public.a, column c", "pg_catalog.regclass"],
-        ),
-        ("CREATE TABLE a (id int PRIMARY KEY, c aclitem)", all, Type, &["aclitem"]),
-        (
-            "CREATE TYPE p AS (x int); CREATE TABLE a (id int PRIMARY KEY, c p)",
-            all,
-            Type,
-            &["composite type public.p"],
-        ),
-        (
-            "CREATE TYPE e AS ENUM ('a'); CREATE TABLE a (id int PRIMARY KEY, c e[])",
-            all,
-            Type,
-            &["array of public.e"],
-        ),
-        (
-            "CREATE TYPE r AS RANGE (subtype = int4); CREATE TABLE a (id int PRIMARY KEY, c r, d r[])",
-            all,
-            Type,
-            &["column c: the type public.r is not built in", "column d"],
-        ),
-    ];
-    for (number, (sql, tables, reason, words)) in cases.iter().enumerate() {
+    for (number, (sql, tables, reason, words)) in REFUSED.iter().enumerate() {
         assert_says(&refused(&server, number, sql, tables).await, *reason, words);
     }
 }

@@ -2,17 +2,15 @@
 
 use std::collections::BTreeMap;
 
-use k8s_openapi::api::batch::v1::{Job, JobSpec};
-use k8s_openapi::api::core::v1::PodTemplateSpec;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
-use sha2::{Digest as _, Sha256};
-
+use super::config::made_from;
 use super::pod::{container, folder_arguments, pod_spec};
 use super::{Manifest, labels, metadata};
 use crate::names::{self, ANNOTATION_MANIFEST, Component};
 use crate::plan::PlanError;
-use crate::plan::manifests::config::worker_manifest_hash;
 use crate::world::{KnownRevision, World};
+use k8s_openapi::api::batch::v1::{Job, JobSpec};
+use k8s_openapi::api::core::v1::PodTemplateSpec;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
 /// The clean-up Job, and the hash of what it is made from: a Job cannot be edited, so another hash means
 /// another Job.
@@ -25,10 +23,7 @@ pub(crate) fn clean_up_job(world: &World, revision: &KnownRevision) -> Result<(M
     let mut pod = pod_spec(world, revision, container(world, "clean-up", &world.default_image, args));
     pod.restart_policy = Some("OnFailure".into());
 
-    let content = format!("{}{}", worker_manifest_hash(world, revision)?, serde_json::to_string(&pod)?);
-    let mut made_from = hex::encode(Sha256::digest(content));
-    made_from.truncate(16);
-
+    let made_from = made_from(world, revision, &pod)?;
     let mut metadata = metadata(world, names::clean_up_job(world.name()), Component::CleanUp, None);
     metadata.annotations = Some(BTreeMap::from([(ANNOTATION_MANIFEST.to_owned(), made_from.clone())]));
     let job = Job {

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use k8s_openapi::api::core::v1::ConfigMap;
+use k8s_openapi::api::core::v1::{ConfigMap, PodSpec};
 use penstock_crds::names::{ANNOTATION_ADOPT, FILE_PIPELINE};
 use penstock_crds::worker::Worker;
 use penstock_crds::{CdcPipeline, CdcPipelineSpec};
@@ -28,10 +28,12 @@ pub(crate) fn config_map(world: &World, revision: &KnownRevision) -> Result<Mani
     })))
 }
 
-/// Hash of what a worker reads at its start: when it changes, its pod is replaced. Credentials are read at
-/// every connection and are not in it.
-pub(super) fn worker_manifest_hash(world: &World, revision: &KnownRevision) -> Result<String, PlanError> {
-    let mut digest = hex::encode(Sha256::digest(worker_manifest(world, revision)?));
+/// Hash of everything that a pod is made from, the manifest that it reads at its start included: a pod with
+/// another hash is replaced. Credentials are read at every connection and are not in it.
+pub(super) fn made_from(world: &World, revision: &KnownRevision, pod: &PodSpec) -> Result<String, PlanError> {
+    let manifest = Sha256::digest(worker_manifest(world, revision)?);
+    let content = format!("{}{}", hex::encode(manifest), serde_json::to_string(pod)?);
+    let mut digest = hex::encode(Sha256::digest(content));
     digest.truncate(16);
     Ok(digest)
 }
@@ -56,7 +58,13 @@ fn worker_metadata(world: &World) -> Value {
 
 /// UID of the deleted pipeline whose state this one takes over.
 pub(crate) fn adopted_uid(pipeline: &CdcPipeline) -> Option<&str> {
-    pipeline.metadata.annotations.as_ref()?.get(ANNOTATION_ADOPT).map(String::as_str)
+    pipeline
+        .metadata
+        .annotations
+        .as_ref()?
+        .get(ANNOTATION_ADOPT)
+        .map(String::as_str)
+        .filter(|uid| !uid.is_empty())
 }
 
 /// What only the operator acts on is left at its default, so that changing it restarts no worker.

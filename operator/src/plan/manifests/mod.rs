@@ -19,7 +19,7 @@ use serde::Serialize;
 
 pub(crate) use clean_up::clean_up_job;
 pub(crate) use config::{adopted_uid, config_map};
-pub(crate) use stateful_set::stateful_set;
+pub(crate) use stateful_set::{stateful_set, workers_made_from};
 
 use crate::names::{self, Component, LABEL_COMPONENT, LABEL_MANAGED_BY, MANAGED_BY};
 use crate::plan::PlanError;
@@ -43,8 +43,10 @@ pub enum Manifest {
     Job(Box<Job>),
 }
 
-/// Who owns what is made for a pipeline. It does not block a foreground deletion: that would take the
-/// ConfigMap away from the clean-up Job.
+/// Who owns what is made for a pipeline. A foreground deletion takes these objects away at once, whatever
+/// `blockOwnerDeletion` says. False only lets it be over soon: while the pipeline has Kubernetes' finalizer of
+/// a foreground deletion, what the clean-up makes anew would be taken away too. The operator's own finalizer
+/// does the waiting.
 pub(crate) fn owner(pipeline: &CdcPipeline) -> OwnerReference {
     OwnerReference {
         api_version: "penstock.dev/v1alpha1".into(),

@@ -7,7 +7,7 @@ use k8s_openapi::api::apps::v1::{
 };
 use k8s_openapi::api::core::v1::{
     Container, ContainerPort, EnvVar, EnvVarSource, HTTPGetAction, ObjectFieldSelector,
-    PersistentVolumeClaim, PersistentVolumeClaimSpec, PodTemplateSpec, Probe, ResourceRequirements,
+    PersistentVolumeClaim, PersistentVolumeClaimSpec, PodSpec, PodTemplateSpec, Probe, ResourceRequirements,
     TopologySpreadConstraint, VolumeMount, VolumeResourceRequirements,
 };
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
@@ -15,7 +15,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, ObjectMeta};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use penstock_crds::names::{DIR_CONTROL, DIR_STATE, LABEL_UID, PORT_CONTROL, PORT_HEALTH};
 
-use super::config::worker_manifest_hash;
+use super::config::made_from;
 use super::pod::{container, folder_arguments, pod_spec, read_only, secret_volume};
 use super::{Manifest, labels, metadata};
 use crate::names::{self, ANNOTATION_MANIFEST, Component, LABEL_POD_INDEX};
@@ -46,8 +46,10 @@ pub(crate) fn stateful_set(
             service_name: Some(names::of_workers(world.name())),
             pod_management_policy: Some("Parallel".into()),
             revision_history_limit: Some(2),
+            // The operator itself deletes pods that are made from something older, all at once: a rolling update
+            // waits for a pod that cannot become ready, so a correction would never reach the others.
             update_strategy: Some(StatefulSetUpdateStrategy {
-                type_: Some("RollingUpdate".into()),
+                type_: Some("OnDelete".into()),
                 rolling_update: None,
             }),
             // Volumes go when the operator has seen that they are not needed any more, never by themselves.
@@ -55,8 +57,8 @@ pub(crate) fn stateful_set(
                 when_deleted: Some("Retain".into()),
                 when_scaled: Some("Retain".into()),
             }),
-            selector: LabelSelector { match_labels: Some(selector.clone()), match_expressions: None },
-            template: pod_template(world, revision, selector)?,
+            selector: LabelSelector { match_labels: Some(selector), match_expressions: None },
+            template: pod_template(world, revision)?,
             volume_claim_templates: Some(vec![claim_template(world)]),
             ..StatefulSetSpec::default()
         }),
@@ -64,11 +66,28 @@ pub(crate) fn stateful_set(
     })))
 }
 
-fn pod_template(
-    world: &World,
-    revision: &KnownRevision,
-    selector: BTreeMap<String, String>,
-) -> Result<PodTemplateSpec, PlanError> {
+/// What the pods of a revision have as [`ANNOTATION_MANIFEST`] when they are as they should be.
+pub(crate) fn workers_made_from(world: &World, revision: &KnownRevision) -> Result<String, PlanError> {
+    made_from(world, revision, &worker_pod(world, revision))
+}
+
+fn pod_template(world: &World, revision: &KnownRevision) -> Result<PodTemplateSpec, PlanError> {
+    let spec = worker_pod(world, revision);
+    Ok(PodTemplateSpec {
+        metadata: Some(ObjectMeta {
+            labels: Some(labels(world.name(), Component::Worker, Some(&revision.name))),
+            annotations: Some(BTreeMap::from([(
+                ANNOTATION_MANIFEST.to_owned(),
+                made_from(world, revision, &spec)?,
+            )])),
+            ..ObjectMeta::default()
+        }),
+        spec: Some(spec),
+    })
+}
+
+fn worker_pod(world: &World, revision: &KnownRevision) -> PodSpec {
+    let selector = names::worker_selector(world.name(), Some(&revision.name));
     let mut spec = pod_spec(world, revision, worker_container(world, revision));
     spec.volumes.get_or_insert_default().push(secret_volume(
         CONTROL,
@@ -83,17 +102,7 @@ fn pod_template(
         label_selector: Some(LabelSelector { match_labels: Some(selector), match_expressions: None }),
         ..TopologySpreadConstraint::default()
     }]);
-    Ok(PodTemplateSpec {
-        metadata: Some(ObjectMeta {
-            labels: Some(labels(world.name(), Component::Worker, Some(&revision.name))),
-            annotations: Some(BTreeMap::from([(
-                ANNOTATION_MANIFEST.to_owned(),
-                worker_manifest_hash(world, revision)?,
-            )])),
-            ..ObjectMeta::default()
-        }),
-        spec: Some(spec),
-    })
+    spec
 }
 
 fn worker_container(world: &World, revision: &KnownRevision) -> Container {

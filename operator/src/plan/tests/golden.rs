@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 
 use super::scene::*;
 use crate::plan::manifests::{clean_up_job, controller_revision};
-use crate::plan::{Manifest, Plan, Step};
+use crate::plan::{DoomedKind, Manifest, Plan, Step, unobserved};
 use crate::world::{Answer, CleanUpJob, ControlSecret, PodTrouble, SecretKeys, World};
 
 /// A plan with its objects named, not written out: those have golden files of their own.
@@ -87,6 +87,9 @@ fn what_keeps_workers_from_starting_is_said() {
     let mut world = minted();
     world.revisions[0].minted.data.tables = vec!["other.tables".into()];
     golden("14_revision_name_clash", &world);
+    let mut world = at_rest();
+    world.unreadable = vec!["ControllerRevision inventory-r1a2b3c4d: missing field `shards`".into()];
+    golden("19_revision_unreadable", &world);
 
     golden(
         "15_image_pull_fails",
@@ -100,6 +103,13 @@ fn what_keeps_workers_from_starting_is_said() {
         "17_unschedulable",
         &with_trouble(PodTrouble::Unschedulable("0/1 nodes: insufficient memory".into())),
     );
+    let mut world = with_workers(|_, _| Answer::NotRunning);
+    world.pods.pop();
+    world.pods_lack_since = Some(now() - jiff::SignedDuration::from_secs(30));
+    let verdict = planned(&world).waits_for.unwrap();
+    assert!(verdict.starts_with("Starting"), "30 seconds are granted: {verdict}");
+    world.pods_lack_since = Some(now() - jiff::SignedDuration::from_secs(31));
+    golden("27_pods_refused", &world);
     golden("18_container_fails", &with_trouble(PodTrouble::Container("no such user".into())));
 }
 
@@ -130,6 +140,20 @@ fn what_workers_say_becomes_conditions() {
     let mut world = with_workers(|_, _| Answer::NotRunning);
     world.secrets.insert("shop-db".into(), SecretKeys::Missing);
     golden("26_secret_missing_while_starting", &world);
+}
+
+#[test]
+fn what_cannot_be_observed_is_not_ready() {
+    let mut world = at_rest();
+    let error = "listing pods: the API server gave no answer within 10 seconds";
+    let later = now() + jiff::SignedDuration::from_secs(60);
+    let status = unobserved(&world.pipeline, later, error);
+    insta::with_settings!({snapshot_path => "golden", prepend_module_to_snapshot => false, omit_expression => true}, {
+        insta::assert_yaml_snapshot!("28_cannot_be_observed", status);
+    });
+    world.pipeline.status = Some(status.clone());
+    let again = unobserved(&world.pipeline, later + jiff::SignedDuration::from_secs(60), error);
+    assert_eq!(again, status, "the same again writes nothing");
 }
 
 #[test]
@@ -164,6 +188,35 @@ fn a_changed_spec_replaces_the_revision() {
 }
 
 #[test]
+fn a_changed_setting_restarts_every_worker_at_once_whatever_state_they_are_in() {
+    let mut world = at_rest();
+    world.pods[1].trouble = Some(PodTrouble::Crashing("the worker ended with code 1: no such host".into()));
+    world.pods[1].answer = Answer::NotRunning;
+    world.pipeline.spec.sink.postgres.batch.max_rows = 7;
+    golden("80_outdated_workers_go", &world);
+    world.pods[1].is_deleting = true;
+    world.pods.remove(0);
+    golden("81_outdated_workers_end", &seen(world));
+
+    let mut world = at_rest();
+    world.pipeline.spec.sink.postgres.batch.max_rows = 7;
+    world.pipeline.spec.paused = true;
+    let is_pod = |step: &Step| matches!(step, Step::Delete(doomed) if doomed.kind == DoomedKind::Pod);
+    assert!(!planned(&world).steps.iter().any(is_pod), "the StatefulSet ends them");
+}
+
+#[test]
+fn a_changed_setting_waits_for_its_secret() {
+    let mut world = at_rest();
+    world.pipeline.spec.source.postgres.connection.credentials_secret = "shop-db-2".into();
+    world.secrets.insert("shop-db-2".into(), SecretKeys::Missing);
+    golden("82_changed_while_its_secret_is_missing", &world);
+    world.secrets.clone_from(&at_rest().secrets);
+    world.secrets.insert("shop-db-2".into(), world.secrets["shop-db"].clone());
+    golden("83_its_secret_is_there", &seen(world));
+}
+
+#[test]
 fn a_pause_stops_the_workers() {
     let mut world = at_rest();
     world.pipeline.spec.paused = true;
@@ -180,8 +233,13 @@ fn deletion_goes_step_by_step() {
     golden("51_retained", &stopped(DeletionPolicy::Retain));
     let mut world = stopped(DeletionPolicy::Retain);
     let annotations = BTreeMap::from([(ANNOTATION_ADOPT.to_owned(), "an-older-uid".to_owned())]);
-    world.pipeline.metadata.annotations = Some(annotations);
+    world.pipeline.metadata.annotations = Some(annotations.clone());
     golden("52_retained_by_an_heir", &world);
+    world.pipeline.status.as_mut().unwrap().stable_revision = None;
+    golden("55_retained_by_an_heir_that_may_not_have_started", &world);
+    let mut world = stopped(DeletionPolicy::Retain);
+    world.refused = Some("creating the Event: exceeded quota".into());
+    golden("56_what_is_retained_cannot_be_told", &world);
     golden("53_never_minted", &deleted(guarded()));
     golden("54_not_ours_to_hold", &deleted(created()));
 
@@ -199,6 +257,9 @@ fn deletion_goes_step_by_step() {
     let mut failing = world.clone();
     failing.clean_up.as_mut().unwrap().failure = Some("connecting to shop-db:5432 was refused".into());
     golden("62_clean_up_fails", &failing);
+    let mut refused = world.clone();
+    refused.pods_lack_since = Some(now() - jiff::SignedDuration::from_secs(31));
+    golden("76_the_pod_of_the_clean_up_is_refused", &refused);
     failing.pipeline.spec.deletion_policy = DeletionPolicy::Retain;
     golden("63_given_up", &failing);
     failing.clean_up = None;
@@ -211,6 +272,8 @@ fn deletion_goes_step_by_step() {
     golden("65_volumes_go", &world);
     world.claims.clear();
     golden("66_cleaned_up", &world);
+    world.pipeline.metadata.annotations = Some(annotations);
+    golden("74_an_heir_is_cleaned_up", &world);
 
     let mut world = stopped(DeletionPolicy::Delete);
     world.secrets.insert("shop-db".into(), SecretKeys::Missing);
@@ -231,6 +294,27 @@ fn deletion_goes_step_by_step() {
     let mut world = stopped(DeletionPolicy::Delete);
     world.namespace_terminating = true;
     golden("68_namespace_goes", &world);
+    assert!(planned(&world).leaves_something_behind());
+    world.pipeline.spec.deletion_policy = DeletionPolicy::Retain;
+    golden("75_namespace_goes_and_the_state_is_retained", &world);
+    assert!(!planned(&world).leaves_something_behind());
+}
+
+#[test]
+fn how_to_adopt_is_said_first_and_the_longest_note_fits_an_event() {
+    let mut world = stopped(DeletionPolicy::Retain);
+    let revision = world.revisions[0].name.clone();
+    world.claims = (0..64).map(|shard| owned(&revision, &format!("state-{shard}"))).collect();
+    let spec = &mut world.pipeline.spec;
+    spec.worker.shards = 64;
+    for connection in [&mut spec.source.postgres.connection, &mut spec.sink.postgres.connection] {
+        connection.host = "h".repeat(253);
+        connection.database = "d".repeat(63);
+    }
+    let steps = planned(&world).steps;
+    let Some(Step::Emit(event)) = steps.first() else { panic!("{steps:?}") };
+    assert!(event.note.starts_with(&format!("A CdcPipeline with the annotation {ANNOTATION_ADOPT}: {UID} ")));
+    assert!(event.note.len() <= 1024, "{}", event.note.len());
 }
 
 #[test]

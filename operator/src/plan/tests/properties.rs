@@ -45,9 +45,15 @@ fn trouble() -> impl Strategy<Value = Option<PodTrouble>> {
 }
 
 prop_compose! {
-    fn worker()(which in 0_usize..3, shard in 0_u16..2, is_deleting: bool, trouble in trouble(), answer in answer())
-        -> (usize, u16, bool, Option<PodTrouble>, Answer) {
-        (which, shard, is_deleting, trouble, answer)
+    fn worker()(
+        which in 0_usize..3,
+        shard in 0_u16..2,
+        is_deleting: bool,
+        is_outdated in prop::bool::weighted(0.2),
+        trouble in trouble(),
+        answer in answer(),
+    ) -> (usize, u16, bool, bool, Option<PodTrouble>, Answer) {
+        (which, shard, is_deleting, is_outdated, trouble, answer)
     }
 }
 
@@ -67,6 +73,7 @@ prop_compose! {
         pods in prop::collection::vec(worker(), 0..4),
         claims in prop::collection::vec(0_usize..3, 0..3),
         control in prop_oneof![Just(None), (-1_i64..2).prop_map(Some)],
+        lack in prop_oneof![Just(None), (0_i64..60).prop_map(Some)],
         job in prop_oneof![Just(None), (any::<bool>(), any::<bool>(), any::<bool>()).prop_map(Some)],
     ) -> World {
         let [finalizer, deleting, terminating, delete_policy, paused, secret, taken, refused] = flags;
@@ -97,19 +104,31 @@ prop_compose! {
         for (which, replicas_wanted, is_observed_empty, is_deleting) in sets {
             if world.set(&names[which]).is_none() {
                 let object = owned(&names[which], "inventory");
-                world.sets.push(WorkerSet { object, replicas_wanted, is_observed_empty, is_deleting });
+                world.sets.push(WorkerSet {
+                    object,
+                    replicas_wanted,
+                    is_observed: true,
+                    is_observed_empty,
+                    is_deleting,
+                });
             }
         }
+        let outdated: Vec<bool> = pods.iter().map(|(_, _, _, is_outdated, ..)| *is_outdated).collect();
         world.pods = pods
             .into_iter()
-            .map(|(which, shard, is_deleting, trouble, answer)| {
+            .map(|(which, shard, is_deleting, _, trouble, answer)| {
                 WorkerPod { is_deleting, trouble, ..pod(&names[which], shard, answer) }
             })
             .collect();
+        world = up_to_date(world);
+        for (pod, _) in world.pods.iter_mut().zip(outdated).filter(|(_, is_outdated)| *is_outdated) {
+            pod.made_from = "older".into();
+        }
         world.claims = claims.into_iter().map(|which| owned(&names[which], "claim")).collect();
         if let Some(hours) = control {
             world.control = ControlSecret::Issued { renew_at: now() + jiff::SignedDuration::from_hours(hours) };
         }
+        world.pods_lack_since = lack.map(|seconds| now() - jiff::SignedDuration::from_secs(seconds));
         world.clean_up = job.map(|(is_deleting, is_complete, fails)| CleanUpJob {
             uid: "job".into(),
             made_from: "another".into(),
@@ -165,6 +184,16 @@ proptest! {
         let others_run = world.pods.iter().any(|pod| pod.revision != target)
             || world.sets.iter().any(|set| set.object.revision != target && !set.is_observed_empty);
         prop_assert!(!others_run || !plan.steps.iter().any(starts_workers));
+    }
+
+    #[test]
+    fn a_worker_that_runs_is_left_alone_while_its_successor_would_lack_a_secret(mut world in any_world()) {
+        world.secrets.insert("shop-db".into(), SecretKeys::Missing);
+        world.pipeline.spec.paused = false;
+        world.pipeline.metadata.deletion_timestamp = None;
+        let steps = plan(&world).unwrap().steps;
+        prop_assert!(doomed(&steps, DoomedKind::Pod).is_empty());
+        prop_assert!(!steps.iter().any(starts_workers));
     }
 
     #[test]

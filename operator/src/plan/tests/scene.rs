@@ -10,6 +10,7 @@ use penstock_crds::names::FINALIZER;
 use penstock_crds::report::{Lag, Problem, Reachability, Reason, Report, SnapshotProgress, WorkerPhase};
 use penstock_crds::revision::{DataAffecting, MintedRevision, RevisionName};
 
+use crate::plan::manifests::workers_made_from;
 use crate::plan::{Plan, plan};
 use crate::world::{
     Answer, ControlSecret, KnownRevision, Owned, PodTrouble, SecretKeys, WorkerPod, WorkerSet, World,
@@ -61,12 +62,14 @@ pub(crate) fn created() -> World {
         uid: UID.into(),
         namespace_terminating: false,
         revisions: Vec::new(),
+        unreadable: Vec::new(),
         sets: Vec::new(),
         pods: Vec::new(),
         claims: Vec::new(),
         config_maps: Vec::new(),
         secrets: BTreeMap::from([("shop-db".into(), keys()), ("warehouse-db".into(), keys())]),
         control: ControlSecret::Missing,
+        pods_lack_since: None,
         clean_up: None,
         clean_up_pods: Vec::new(),
         taken: Vec::new(),
@@ -110,6 +113,7 @@ pub(crate) fn set(revision: &RevisionName, replicas: i32, is_observed_empty: boo
     WorkerSet {
         object: owned(revision, "inventory"),
         replicas_wanted: replicas,
+        is_observed: true,
         is_observed_empty,
         is_deleting: false,
     }
@@ -120,10 +124,26 @@ pub(crate) fn pod(revision: &RevisionName, shard: u16, answer: Answer) -> Worker
         name: format!("inventory-{revision}-{shard}"),
         revision: revision.clone(),
         shard,
+        uid: format!("uid-pod-{revision}-{shard}"),
+        made_from: String::new(),
         is_deleting: false,
         trouble: None,
         answer,
     }
+}
+
+/// Every pod is made from the spec as it is now.
+pub(crate) fn up_to_date(mut world: World) -> World {
+    let made_from = |name: &RevisionName| {
+        let revision = world.revisions.iter().find(|revision| revision.name == *name)?;
+        Some(workers_made_from(&world, revision).unwrap())
+    };
+    let hashes: Vec<String> =
+        world.pods.iter().map(|pod| made_from(&pod.revision).unwrap_or_default()).collect();
+    for (pod, hash) in world.pods.iter_mut().zip(hashes) {
+        pod.made_from = hash;
+    }
+    world
 }
 
 pub(crate) fn report(revision: &RevisionName, shard: u16, phase: WorkerPhase) -> Report {
@@ -163,7 +183,7 @@ pub(crate) fn with_workers(answer: impl Fn(&RevisionName, u16) -> Answer) -> Wor
     world.config_maps = vec![owned(&name, "config")];
     world.claims = vec![owned(&name, "claim-0"), owned(&name, "claim-1")];
     world.pods = (0..2).map(|shard| pod(&name, shard, answer(&name, shard))).collect();
-    world
+    up_to_date(world)
 }
 
 /// Its workers are in this phase, and say so.
@@ -228,7 +248,7 @@ pub(crate) fn replaced(phase: Option<WorkerPhase>) -> World {
         world.claims.extend([owned(&new, "claim-0"), owned(&new, "claim-1")]);
         world.pods = (0..2).map(|shard| pod(&new, shard, answered(report(&new, shard, phase)))).collect();
     }
-    world
+    up_to_date(world)
 }
 
 pub(crate) fn deleted(mut world: World) -> World {

@@ -10,6 +10,7 @@ use crate::change::table::TableName;
 use crate::change::{RelationId, ReplicaIdentity};
 
 /// A table of the pipeline, or a partition of one.
+#[expect(clippy::struct_excessive_bools, reason = "independent facts of the catalogue")]
 #[derive(Clone, Debug)]
 pub(in crate::source) struct FoundTable {
     pub(in crate::source) id: RelationId,
