@@ -159,3 +159,16 @@ async fn a_row_that_the_sink_lost() -> Result<()> {
     rig.on_sink("INSERT INTO things VALUES (1, 'one')").await?;
     rig.wait_for("SELECT body FROM things", "uno").await
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_table_that_was_made_anew_under_its_old_name() -> Result<()> {
+    let rig = rig().await?;
+    rig.on_source(TABLE).await?;
+    let worker = rig.start(0)?;
+    worker.wait_for_output("\"message\":\"streaming\"").await?;
+    rig.on_source("DROP TABLE things; CREATE TABLE things (id int PRIMARY KEY, body text); INSERT INTO things VALUES (7, 'seven')").await?;
+    drop(worker);
+    let again = rig.start(0)?;
+    again.wait_for_output("SnapshotRestarted").await?;
+    rig.wait_for("SELECT string_agg(id || body, ',') FROM things", "7seven").await
+}

@@ -90,7 +90,18 @@ struct Transaction {
     changes: u64,
 }
 
+/// What of a change concerns this shard.
+enum Concern {
+    /// Its tables are not of this shard.
+    None,
+    /// It counts, but the copy of its table holds it already.
+    Counted,
+    /// It counts and is to be applied.
+    Applied(Change),
+}
+
 /// Bounds of a batch, from the manifest.
+#[expect(clippy::struct_field_names, reason = "the manifest's words")]
 pub(super) struct Bounds {
     pub(super) max_rows: u32,
     pub(super) max_bytes: u32,
@@ -252,20 +263,25 @@ impl<'a> Applier<'a> {
             ));
         };
         let commit = transaction.commit_lsn;
-        let Some(change) = self.ours(change, commit) else { return Ok(()) };
+        let concern = self.concern(change, commit);
+        if matches!(concern, Concern::None) {
+            return Ok(());
+        }
         if let Some(transaction) = &mut self.transaction {
             transaction.changes += 1;
         }
         self.sequence += 1;
         self.ends.metrics.changes.inc();
-        let Some(change) = change else { return Ok(()) };
+        let Concern::Applied(change) = concern else { return Ok(()) };
         self.prepare(change.relations()).await?;
         let traits = change
             .relations()
             .first()
             .and_then(|relation| self.relations.get(relation))
             .and_then(|described| described.traits.as_ref());
-        let Some(traits) = traits else { return Ok(()) };
+        let Some(traits) = traits else {
+            return Err(Failure::new(Reason::ProtocolViolation, "the source sent a change of no table"));
+        };
         self.taken_bytes += change.size();
         self.batch.push(traits, change)?;
         // Coalescing keeps few rows of many, but a row that is kept holds the buffer it came in.
@@ -273,24 +289,23 @@ impl<'a> Applier<'a> {
         if is_full { self.write_batch().await } else { Ok(()) }
     }
 
-    /// What of a change concerns this shard: nothing, or a change that counts — which is to be applied unless the
-    /// table's copy already holds it.
-    fn ours(&self, change: Change, commit: Lsn) -> Option<Option<Change>> {
+    /// What of a change concerns this shard.
+    fn concern(&self, change: Change, commit: Lsn) -> Concern {
         if !change.relations().iter().any(|relation| self.tables.contains_key(relation)) {
-            return None;
+            return Concern::None;
         }
         let is_due =
             |relation: &RelationId| self.tables.get(relation).is_some_and(|table| commit >= table.from);
         if !change.relations().iter().any(is_due) {
-            return Some(None);
+            return Concern::Counted;
         }
-        Some(Some(match change {
+        Concern::Applied(match change {
             Change::Truncate { relations, cascade, restart_identity } => {
                 let relations = relations.into_iter().filter(is_due).collect();
                 Change::Truncate { relations, cascade, restart_identity }
             }
             Change::Insert { .. } | Change::Update { .. } | Change::Delete { .. } => change,
-        }))
+        })
     }
 
     /// A source transaction is complete.

@@ -169,9 +169,9 @@ async fn copy_chunks(
         let doing = format!("reading rows of {}", table.name);
         let rows =
             reader.read(&chunk, &columns).await?.map_err(|error| classify(End::Source, &error, &doing));
-        let loaded = loader.load_chunk(&table.name, &columns, CopyFormat::Binary, rows).await?;
-        context.status.snapshot(|progress| progress.rows_copied += loaded);
-        context.metrics.snapshot_rows.inc_by(loaded);
+        let count = loader.load_chunk(&table.name, &columns, CopyFormat::Binary, rows).await?;
+        context.status.snapshot(|progress| progress.rows_copied += count);
+        context.metrics.snapshot_rows.inc_by(count);
     }
     reader.close().await;
     Ok(())

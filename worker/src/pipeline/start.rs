@@ -17,7 +17,7 @@ use crate::sink::{self, Owner, Sink, Started, TableMap};
 use crate::source::{self, Durability, ExportedSnapshot, Inspection, PublicationName, SlotName};
 
 /// How long a shard waits for shard 0 to write which tables are whose.
-const ASSIGNMENT_PATIENCE: Duration = Duration::from_secs(60);
+const ASSIGNMENT_PATIENCE: Duration = Duration::from_mins(1);
 const ASSIGNMENT_POLL: Duration = Duration::from_millis(500);
 
 /// The source as it was found, and a session on it.

@@ -52,7 +52,7 @@ pub(super) async fn stream(context: Context<'_>, ready: Ready) -> Result<(), Fai
 }
 
 async fn apply_until_stopped(context: Context<'_>, applier: &mut Applier<'_>) -> Result<(), Failure> {
-    let far = Duration::from_secs(3600);
+    let far = Duration::from_hours(1);
     let timer = tokio::time::sleep(far);
     tokio::pin!(timer);
     let mut keep_open = tokio::time::interval(KEEP_OPEN_EVERY);

@@ -9,7 +9,7 @@ use super::catalogue::read_table;
 use super::error::{failed, rows_refused};
 use super::{Sink, ownership, schema};
 use crate::change::Lsn;
-use crate::change::table::TableName;
+use crate::change::table::{SourceTable, TableName};
 use crate::failure::Failure;
 
 /// How far a table is.
@@ -161,11 +161,15 @@ pub(super) async fn fenced_ddl_transaction<'a>(
 pub(super) async fn read_state(
     transaction: &Transaction<'_>,
     uid: &String,
-    table: &TableName,
+    table: &SourceTable,
 ) -> Result<Option<(TableName, TableState)>, Error> {
-    let sql = "SELECT sink_schema, sink_table, ready_lsn FROM penstock.table_state \
-               WHERE uid = $1 AND source_schema = $2 AND source_table = $3";
-    let Some(row) = transaction.query_opt(sql, &[uid, &table.schema, &table.name]).await? else {
+    let sql = "SELECT state.sink_schema, state.sink_table, state.ready_lsn FROM penstock.table_state AS state \
+               JOIN pg_catalog.pg_namespace AS schema ON schema.nspname = state.sink_schema \
+               JOIN pg_catalog.pg_class AS class ON class.relnamespace = schema.oid \
+                   AND class.relname = state.sink_table AND class.oid::pg_catalog.int8 = state.sink_oid \
+               WHERE state.uid = $1 AND state.source_schema = $2 AND state.source_table = $3 AND state.source_oid = $4";
+    let TableName { schema, name } = &table.name;
+    let Some(row) = transaction.query_opt(sql, &[uid, schema, name, &i64::from(table.id.0)]).await? else {
         return Ok(None);
     };
     let sink = TableName::new(row.try_get::<_, String>(0)?, row.try_get::<_, String>(1)?);
@@ -178,13 +182,19 @@ pub(super) async fn read_state(
 pub(super) async fn write_copying(
     transaction: &Transaction<'_>,
     uid: &String,
-    source: &TableName,
+    source: &SourceTable,
     sink: &TableName,
 ) -> Result<(), Error> {
-    let sql = "INSERT INTO penstock.table_state (uid, source_schema, source_table, sink_schema, sink_table, state) \
-               VALUES ($1, $2, $3, $4, $5, 'copying') \
+    let sql = "INSERT INTO penstock.table_state (uid, source_schema, source_table, sink_schema, sink_table, source_oid, \
+                   sink_oid, state) \
+               SELECT $1, $2, $3, schema.nspname, class.relname, $6, class.oid::pg_catalog.int8, 'copying' \
+               FROM pg_catalog.pg_class AS class JOIN pg_catalog.pg_namespace AS schema ON schema.oid = class.relnamespace \
+               WHERE schema.nspname = $4::pg_catalog.text::pg_catalog.name AND class.relname = $5::pg_catalog.text::pg_catalog.name \
                ON CONFLICT (uid, source_schema, source_table) DO UPDATE SET sink_schema = excluded.sink_schema, \
-                   sink_table = excluded.sink_table, state = 'copying', ready_lsn = NULL, chunks_copied = 0, \
+                   sink_table = excluded.sink_table, source_oid = excluded.source_oid, \
+                   sink_oid = excluded.sink_oid, state = 'copying', ready_lsn = NULL, chunks_copied = 0, \
                    rows_copied = 0, updated_at = excluded.updated_at";
-    transaction.execute(sql, &[uid, &source.schema, &source.name, &sink.schema, &sink.name]).await.map(drop)
+    let TableName { schema, name } = &source.name;
+    let id = i64::from(source.id.0);
+    transaction.execute(sql, &[uid, schema, name, &sink.schema, &sink.name, &id]).await.map(drop)
 }

@@ -103,13 +103,13 @@ impl Sink {
         let Self { session, run, owner, tables, .. } = self;
         let transaction = fenced_ddl_transaction(session, run, &doing).await?;
         let error = |error: Error| preparation_failed(&error, &name, &doing);
-        let known = read_state(&transaction, &owner.uid, &source.name).await.map_err(error)?;
+        let known = read_state(&transaction, &owner.uid, source).await.map_err(error)?;
         let claim = ownership::read(&transaction, owner, &source.name, &name).await.map_err(error)?;
         claim.refuse(&source.name, &name)?;
         let exists = read_table(&transaction, &name).await.map_err(error)?.is_some();
         match known {
             Some((sink, state)) if sink == name && exists && claim == Claim::Ours => return Ok(state),
-            // New, or it goes somewhere else now, or its sink table was dropped by hand: it is copied from its beginning.
+            // New, or it goes somewhere else now, or one of the two tables was made anew: it is copied from its beginning.
             Some(_) | None => {}
         }
         if !exists {
@@ -118,7 +118,7 @@ impl Sink {
             refuse_rows(&transaction, &name).await.map_err(error)??;
         }
         ownership::claim(&transaction, owner, &source.name, &name).await.map_err(error)?;
-        write_copying(&transaction, &owner.uid, &source.name, &name).await.map_err(error)?;
+        write_copying(&transaction, &owner.uid, source, &name).await.map_err(error)?;
         transaction.commit().await.map_err(error)?;
         Ok(TableState::Copying)
     }

@@ -43,6 +43,9 @@ CREATE TABLE penstock.table_state (
     source_table  text        NOT NULL,
     sink_schema   text        NOT NULL,
     sink_table    text        NOT NULL,
+    -- Names are given anew; a table of another OID is another table, and is copied from its beginning.
+    source_oid    bigint      NOT NULL,
+    sink_oid      bigint      NOT NULL,
     state         text        NOT NULL CHECK (state IN ('copying', 'ready')),
     -- Changes committed at the source before it are in the copy.
     ready_lsn     pg_lsn      CHECK ((state = 'ready') = (ready_lsn IS NOT NULL)),
