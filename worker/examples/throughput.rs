@@ -69,7 +69,7 @@ impl Drop for Worker {
 
 async fn wait_for(server: &Server, query: &str, expected: &str) -> Result<()> {
     let began = Instant::now();
-    while began.elapsed() < Duration::from_secs(600) {
+    while began.elapsed() < Duration::from_mins(10) {
         if server.value(DATABASE, query).await.is_ok_and(|value| value == expected) {
             return Ok(());
         }

@@ -107,7 +107,7 @@ async fn an_idle_pipeline_lets_the_source_free_its_log() -> Result<()> {
     let query = format!("SELECT confirmed_flush_lsn >= '{end}' FROM pg_replication_slots");
     let began = std::time::Instant::now();
     while rig.source_value(&query).await? != "t" {
-        assert!(began.elapsed() < Duration::from_secs(60), "the slot still keeps the log");
+        assert!(began.elapsed() < Duration::from_mins(1), "the slot still keeps the log");
         tokio::time::sleep(Duration::from_millis(200)).await;
     }
     Ok(())

@@ -69,7 +69,7 @@ impl Served {
     async fn wait_for(&self, what: &str, is_seen: impl Fn(&Report) -> bool) -> Result<Report> {
         let began = Instant::now();
         let mut last = None;
-        while began.elapsed() < Duration::from_secs(60) {
+        while began.elapsed() < Duration::from_mins(1) {
             if let Ok(report) = self.report().await {
                 if is_seen(&report) {
                     return Ok(report);

@@ -1,5 +1,5 @@
 //! Runs the real `penstock-worker` between two real servers, as a user on a laptop would.
-#![allow(dead_code, reason = "each test binary uses a part")]
+#![allow(dead_code, unreachable_pub, reason = "each test binary uses a part")]
 
 use std::fs::File;
 use std::io::Read as _;
@@ -85,7 +85,7 @@ impl Rig {
     pub async fn wait_for(&self, query: &str, expected: &str) -> Result<()> {
         let began = Instant::now();
         let mut seen = String::new();
-        while began.elapsed() < Duration::from_secs(60) {
+        while began.elapsed() < Duration::from_mins(1) {
             seen = self.sink_value(query).await.unwrap_or_else(|error| format!("{error:#}"));
             if seen == expected {
                 return Ok(());
@@ -194,7 +194,7 @@ impl Worker {
     /// Waits until the output contains a text.
     pub async fn wait_for_output(&self, text: &str) -> Result<()> {
         let began = Instant::now();
-        while began.elapsed() < Duration::from_secs(60) {
+        while began.elapsed() < Duration::from_mins(1) {
             if self.output()?.contains(text) {
                 return Ok(());
             }
