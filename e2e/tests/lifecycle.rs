@@ -9,7 +9,7 @@ use kube::api::{Api, DeleteParams};
 use penstock_e2e::kubernetes::{Cluster, Database, Pipeline, apply, eventually, manifest};
 use serde_json::{Value, json};
 
-const MINUTE: Duration = Duration::from_secs(60);
+const MINUTE: Duration = Duration::from_mins(1);
 
 /// A cluster, a namespace, and a source and a sink in it.
 struct Stage {
