@@ -105,3 +105,24 @@ fn signal(kind: &str, pid: &str) -> Result<()> {
     ensure!(std::process::Command::new("kill").args([kind, pid]).status()?.success(), "kill {kind} {pid}");
     Ok(())
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_table_that_was_removed_and_taken_back_is_copied_again() -> Result<()> {
+    let mut rig = Rig::new(Version::V15, &["public.a", "public.b"]).await?;
+    rig.on_source("CREATE TABLE a (id int PRIMARY KEY); CREATE TABLE b (id int PRIMARY KEY)").await?;
+    let both = rig.manifest.clone();
+    for manifest in [both.clone(), with_tables(&both, &["public.a"]), both] {
+        rig.manifest = manifest;
+        let worker = rig.start(0)?;
+        rig.on_source("INSERT INTO a SELECT count(*) FROM a; INSERT INTO b SELECT count(*) FROM b").await?;
+        rig.wait_until_caught_up().await?;
+        drop(worker);
+    }
+    rig.assert_equal(&["a", "b"]).await
+}
+
+fn with_tables(manifest: &serde_json::Value, tables: &[&str]) -> serde_json::Value {
+    let mut manifest = manifest.clone();
+    manifest["spec"]["source"]["postgres"]["tables"] = serde_json::json!(tables);
+    manifest
+}

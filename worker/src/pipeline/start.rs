@@ -121,9 +121,13 @@ pub(super) async fn assign(
     let tables = &source.inspection.tables;
     let is_managed = spec.source.postgres.publication.is_none();
     let assignment = if context.settings.shard == 0 {
-        source::ensure_publication(&mut source.session, &fenced.publication, tables, is_managed).await?;
         let known = fenced.sink.assignment().await?;
         let wanted = source::assign_shards(tables, spec.worker.shards, &known);
+        // The sink forgets a table before the source stops publishing it: if this run ends in between, the table is
+        // copied anew when somebody wants it back. A new table is published before another shard may copy it.
+        let kept = wanted.iter().filter(|(name, _)| known.contains_key(name));
+        fenced.sink.assign(&kept.map(|(name, shard)| (name.clone(), *shard)).collect()).await?;
+        source::ensure_publication(&mut source.session, &fenced.publication, tables, is_managed).await?;
         fenced.sink.assign(&wanted).await?;
         fenced.sink.assignment().await?
     } else {
