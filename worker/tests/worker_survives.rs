@@ -176,7 +176,7 @@ async fn a_worker_that_is_asked_to_stop_finishes_its_batch_and_ends_well() -> Re
     let load = Load::start(&rig);
     tokio::time::sleep(Duration::from_secs(1)).await;
     let (took, is_success) = worker.terminate()?;
-    assert!(is_success && took < Duration::from_secs(5), "{took:?}");
+    assert!(is_success && took < Duration::from_secs(25), "{took:?}");
     load.stop().await?;
     let _again = rig.start(0)?;
     rig.wait_until_caught_up().await?;

@@ -1,6 +1,7 @@
 //! Following changes.
 
 use std::collections::BTreeSet;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use futures::StreamExt;
@@ -66,18 +67,26 @@ async fn snapshot_and_stream_are_together_every_row_once() {
         server.run("postgres", TABLE).await.unwrap();
         let endpoint = endpoint(&server, "postgres");
         let inspection = publish(&endpoint, &["public.t"]).await;
+        let is_made = AtomicBool::new(false);
         let write = async {
             let client = server.connect("postgres").await.unwrap();
-            for first in (0..3000).step_by(5) {
-                let sql = format!("INSERT INTO t SELECT g, 'x' FROM generate_series({first}, {first} + 4) g");
+            let mut rows = 0;
+            let mut since_made = 0;
+            while since_made < 50 {
+                since_made += i32::from(is_made.load(Ordering::Relaxed));
+                let sql = format!("INSERT INTO t SELECT g, 'x' FROM generate_series({rows}, {rows} + 4) g");
                 client.run(&sql).await.unwrap();
+                rows += 5;
             }
+            rows
         };
         let make = async {
             sleep(Duration::from_millis(50)).await;
-            create_slot(&endpoint, &test_slot(), Durability::Permanent).await.unwrap()
+            let snapshot = create_slot(&endpoint, &test_slot(), Durability::Permanent).await.unwrap();
+            is_made.store(true, Ordering::Relaxed);
+            snapshot
         };
-        let ((), snapshot) = tokio::join!(write, make);
+        let (rows, snapshot) = tokio::join!(write, make);
 
         let copy = snapshot.open_copy(&endpoint, &inspection.tables).await.unwrap();
         let chunk_reader = copy.reader().await.unwrap();
@@ -97,12 +106,12 @@ async fn snapshot_and_stream_are_together_every_row_once() {
         copy.finish().await.unwrap();
 
         let mut reader = read(&endpoint, &inspection, snapshot.consistent_point, 1 << 20);
-        let (streamed, _) = read_ids(&mut reader, 3000 - copied.len()).await;
+        let (streamed, _) = read_ids(&mut reader, usize::try_from(rows).unwrap() - copied.len()).await;
         assert!(!copied.is_empty() && !streamed.is_empty(), "{} copied, {version}", copied.len());
         for id in streamed {
             assert!(copied.insert(id), "{id} was both copied and streamed");
         }
-        assert_eq!(copied, (0..3000).collect());
+        assert_eq!(copied, (0..rows).collect());
     }
 }
 
@@ -209,7 +218,7 @@ async fn an_idle_source_is_followed_by_keepalives_and_can_be_shut_down() {
     let ((reached, error), took) = tokio::join!(follow, stop);
     assert!(reached >= end, "{reached} < {end}");
     assert_says(&error.into(), Reason::SourceUnreachable, &[]);
-    assert!(took < Duration::from_secs(5), "the shutdown waited {took:?}");
+    assert!(took < Duration::from_secs(30), "the shutdown waited {took:?}");
 }
 
 #[tokio::test]
