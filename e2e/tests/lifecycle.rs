@@ -215,7 +215,7 @@ async fn what_a_person_must_mend_is_said_and_the_pipeline_goes_on_by_itself() ->
 }
 
 #[tokio::test]
-async fn the_control_token_is_not_readable_by_the_workers_service_account() -> Result<()> {
+async fn a_worker_gets_no_token_for_the_kubernetes_api() -> Result<()> {
     let stage = Stage::new("token").await?;
     let pipeline = Pipeline::apply(&stage.cluster, stage.manifest(&["public.notes"])).await?;
     pipeline.wait_until_ready().await?;
