@@ -19,6 +19,9 @@ const DATA_HEADER_BYTES: usize = 5 + 25;
 const KEEPALIVE_BYTES: usize = 5 + 18;
 /// Messages from this length on are not copied.
 const SPLIT_BYTES_MIN: usize = 128 * 1024;
+/// `CopyDone` and `Terminate`: a letter and the length.
+const COPY_DONE: [u8; 5] = [b'c', 0, 0, 0, 4];
+const TERMINATE: [u8; 5] = [b'X', 0, 0, 0, 4];
 /// Seconds between the Unix and the PostgreSQL epoch (2000-01-01).
 const POSTGRES_EPOCH_SECONDS: u64 = 946_684_800;
 
@@ -93,6 +96,22 @@ impl CopyBoth {
     /// The same, and the server answers at once with a keepalive.
     pub async fn ping(&mut self, flushed: Lsn) -> Result<(), ReplicationError> {
         self.send(flushed, true).await
+    }
+
+    /// The last status, and the end of the stream: returns when the server has read both. A connection that is closed
+    /// while something of the server's is unread takes what was sent last with it.
+    pub async fn finish(mut self, flushed: Lsn) -> Result<(), ReplicationError> {
+        self.send_status(flushed).await?;
+        self.wire.send(&COPY_DONE).await?;
+        loop {
+            while let Some((tag, length)) = self.wire.whole_frame()? {
+                if matches!(tag, b'c' | b'C' | b'E') {
+                    return Ok(self.wire.send(&TERMINATE).await?);
+                }
+                self.wire.buffer.advance(length);
+            }
+            self.wire.fill().await?;
+        }
     }
 
     async fn send(&mut self, flushed: Lsn, is_answer_wanted: bool) -> Result<(), ReplicationError> {

@@ -169,10 +169,10 @@ async fn run(
             biased;
             changed = acknowledged.changed() => {
                 let flushed = *acknowledged.borrow_and_update();
-                copy.send_status(flushed).await.map_err(failed)?;
                 if changed.is_err() {
-                    return Ok(());
+                    return copy.finish(flushed).await.map_err(failed);
                 }
+                copy.send_status(flushed).await.map_err(failed)?;
             }
             _ = status_due.tick() => {
                 let flushed = *acknowledged.borrow_and_update();
