@@ -119,6 +119,8 @@ pub enum NoticeReason {
     SnapshotRestarted,
     /// All tables are copied.
     SnapshotCompleted,
+    /// A new table matches a wildcard of `tables` and cannot be copied; the pipeline goes on without it.
+    NewTableUnsuitable,
 }
 
 /// What happens after an error.
@@ -174,6 +176,8 @@ pub enum Reason {
     SourceChanged,
     /// A table was rewritten while it was copied; it is copied again.
     TableRewritten,
+    /// The source's tables or the publication changed while changes were streamed; they are looked at again.
+    TablesChanged,
     /// The sink table has another shape than the source table.
     SinkTableMismatch,
     /// The sink table holds rows that this pipeline did not write.
@@ -214,6 +218,7 @@ impl Reason {
             | Self::SinkUnreachable
             | Self::SlotInUse
             | Self::TableRewritten
+            | Self::TablesChanged
             | Self::SinkOutOfResources
             | Self::Fenced
             | Self::WaitingForShardZero => Policy::Retry,

@@ -10,12 +10,13 @@ mod watch;
 use tokio_util::sync::CancellationToken;
 
 use self::apply::ReadyTables;
-use self::start::Fenced;
+use self::start::{Assigned, Fenced};
 use crate::change::Checkpoint;
 use crate::checkpoint::Volume;
 use crate::failure::Failure;
 use crate::serve::Metrics;
 use crate::settings::Settings;
+use crate::source::Followed;
 use crate::status::Status;
 
 /// What every step needs.
@@ -52,17 +53,17 @@ async fn prepare(context: Context<'_>) -> Result<Ready, Failure> {
     // 3. The fence: from here on no other run of this shard commits anything.
     let mut fenced = start::fence(context, &source, &volume).await?;
     // 4. The tables of this shard, and the publication that carries them.
-    let tables = start::assign(context, &mut source, &mut fenced).await?;
+    let Assigned { tables: assigned, followed } = start::assign(context, &mut source, &mut fenced).await?;
     // 5. Slot, volume and sink agree on where to go on, or say why not.
     let beginning = start::reconcile(context, &source, &fenced, &volume).await?;
     // 6. The sink's tables, made or compared.
-    let states = copy::ensure_tables(context, &tables, &mut fenced).await?;
+    let states = copy::ensure_tables(context, &assigned, &mut fenced).await?;
     // 7. The position; from here on the source keeps its log for this shard.
     let mut resumed = start::begin(context, &source, &mut fenced, &mut volume, beginning).await?;
     // 8. The rows that are not there yet.
-    let tables = copy::copy_missing(context, &tables, states, &mut fenced, &mut resumed).await?;
+    let tables = copy::copy_missing(context, &assigned, states, &mut fenced, &mut resumed).await?;
     source.session.close().await;
-    Ok(Ready { volume, fenced, checkpoint: resumed.checkpoint, tables })
+    Ok(Ready { volume, fenced, checkpoint: resumed.checkpoint, tables, followed })
 }
 
 /// Everything that the stream needs.
@@ -71,4 +72,5 @@ struct Ready {
     fenced: Fenced,
     checkpoint: Checkpoint,
     tables: ReadyTables,
+    followed: Followed,
 }

@@ -47,7 +47,7 @@ async fn source(server: &Server) -> (Endpoint, SourceIdentity, Lsn) {
     let slot = SlotName::of_shard("memory", 0);
     let mut session = endpoint.connect("test").await.unwrap();
     let patterns = ["public.*".parse().unwrap()];
-    let inspection = preflight(&session, &spec, &patterns, &slot).await.unwrap();
+    let inspection = preflight(&session, &spec, &patterns).await.unwrap();
     let publication = PublicationName::of_pipeline("memory");
     ensure_publication(&mut session, &publication, &inspection.tables, true).await.unwrap();
     let snapshot = create_slot(&endpoint, &slot, Durability::Permanent).await.unwrap();

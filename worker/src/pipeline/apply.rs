@@ -390,7 +390,7 @@ fn replaced(table: &TableName, what: &str) -> Failure {
     let message = format!(
         "The source table {table} {what} while its changes were read; the tables are looked at again."
     );
-    Failure::new(Reason::TableRewritten, message)
+    Failure::new(Reason::TablesChanged, message)
 }
 
 impl Pending {

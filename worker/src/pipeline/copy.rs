@@ -9,7 +9,7 @@ use std::sync::{Mutex, PoisonError};
 
 use futures::TryStreamExt as _;
 use futures::future::try_join_all;
-use penstock_crds::report::{NoticeReason, WorkerPhase};
+use penstock_crds::report::{NoticeReason, Reason, WorkerPhase};
 use penstock_crds::source::SnapshotMode;
 
 use super::Context;
@@ -56,6 +56,9 @@ pub(super) async fn copy_missing(
         .cloned()
         .collect();
     announce(context, tables, &missing);
+    if mode == SnapshotMode::Never && !is_new {
+        refuse_stale(&states)?;
+    }
     if !missing.is_empty() {
         let exported = match resumed.exported.take() {
             Some(exported) => exported,
@@ -79,12 +82,24 @@ pub(super) async fn copy_missing(
     Ok(ready_tables(tables, &states))
 }
 
+/// Rows that the user vouched for are not copied, so what they lack cannot be made good.
+fn refuse_stale(states: &States) -> Result<(), Failure> {
+    let stale = states.iter().find(|(_, state)| **state == TableState::Stale);
+    let Some((table, _)) = stale else { return Ok(()) };
+    let message = format!(
+        "Changes of {table} were left out of the stream: it left the publication for a while, or one of the two tables was \
+         made anew. It is not copied again, because source.postgres.snapshot.mode is Never. Take it out of \
+         source.postgres.tables, make the sink's rows equal to the source's while nobody writes it, and put it back."
+    );
+    Err(Failure::new(Reason::SinkDiverged, message))
+}
+
 fn ready_tables(tables: &[SourceTable], states: &BTreeMap<TableName, TableState>) -> ReadyTables {
     tables
         .iter()
         .filter_map(|table| match states.get(&table.name)? {
             TableState::Ready(lsn) => Some((table.id, ReadyTable { name: table.name.clone(), from: *lsn })),
-            TableState::Copying => None,
+            TableState::Copying | TableState::Stale => None,
         })
         .collect()
 }

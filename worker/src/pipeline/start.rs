@@ -14,7 +14,12 @@ use crate::checkpoint::{self, Beginning, Identity, Known, Record, Volume};
 use crate::failure::Failure;
 use crate::postgres::{End, Session};
 use crate::sink::{self, Owner, Sink, Started, TableMap};
-use crate::source::{self, Durability, ExportedSnapshot, Inspection, PublicationName, SlotName};
+use crate::source::{self, Durability, ExportedSnapshot, Followed, Inspection, PublicationName, SlotName};
+
+/// The shard of each table.
+type Shards = BTreeMap<TableName, u16>;
+/// The entry of each table in the publication.
+type Carried = BTreeMap<TableName, u32>;
 
 /// How long a shard waits for shard 0 to write which tables are whose.
 const ASSIGNMENT_PATIENCE: Duration = Duration::from_mins(1);
@@ -24,7 +29,6 @@ const ASSIGNMENT_POLL: Duration = Duration::from_millis(500);
 pub(super) struct Source {
     pub(super) session: Session,
     pub(super) inspection: Inspection,
-    pub(super) slot: SlotName,
 }
 
 /// The fence is ours: no other run of this shard commits anything.
@@ -34,6 +38,14 @@ pub(super) struct Fenced {
     pub(super) identity: source::SourceIdentity,
     pub(super) slot: SlotName,
     pub(super) publication: PublicationName,
+}
+
+/// Which tables are whose.
+pub(super) struct Assigned {
+    /// Those of this shard.
+    pub(super) tables: Vec<SourceTable>,
+    /// Those that the watch looks at: for shard 0, which keeps the publication, all.
+    pub(super) followed: Followed,
 }
 
 /// Where to go on.
@@ -54,25 +66,26 @@ pub(super) fn open_volume(context: Context<'_>) -> Result<Volume, Failure> {
     Ok(volume)
 }
 
-/// Step 2. Which slot is ours is known for sure after step 3: an adopted pipeline keeps its names.
+/// Step 2.
 pub(super) async fn inspect_source(context: Context<'_>) -> Result<Source, Failure> {
     let settings = context.settings;
     let endpoint = &settings.pipeline.source;
     let spec = &settings.pipeline.manifest.spec.source.postgres;
-    let patterns = spec
-        .tables
-        .iter()
-        .map(|table| table.parse::<TablePattern>())
-        .collect::<Result<Vec<_>, _>>()
-        .map_err(|error| Failure::new(Reason::ManifestInvalid, error.to_string()))?;
+    let patterns = patterns(context)?;
     let session = endpoint
         .connect("penstock")
         .await
         .map_err(|error| error.failure(End::Source, &endpoint.connection))?;
     context.status.reached(End::Source);
-    let slot = SlotName::of_shard(adopted_uid(context).unwrap_or(&settings.pipeline.uid), settings.shard);
-    let inspection = source::preflight(&session, spec, &patterns, &slot).await?;
-    Ok(Source { session, inspection, slot })
+    let inspection = source::preflight(&session, spec, &patterns).await?;
+    Ok(Source { session, inspection })
+}
+
+/// The tables that the manifest names.
+pub(super) fn patterns(context: Context<'_>) -> Result<Vec<TablePattern>, Failure> {
+    let tables = &context.settings.pipeline.manifest.spec.source.postgres.tables;
+    let parsed = tables.iter().map(|table| table.parse::<TablePattern>()).collect::<Result<_, _>>();
+    parsed.map_err(|error| Failure::new(Reason::ManifestInvalid, error.to_string()))
 }
 
 /// Step 3.
@@ -86,6 +99,7 @@ pub(super) async fn fence(context: Context<'_>, source: &Source, volume: &Volume
         revision: settings.revision.clone(),
         revision_number: settings.revision_number,
         shard: settings.shard,
+        shards: pipeline.manifest.spec.worker.shards,
         volume_id: volume.id(),
         adopt: adopted_uid(context).map(str::to_owned),
     };
@@ -93,7 +107,7 @@ pub(super) async fn fence(context: Context<'_>, source: &Source, volume: &Volume
     let log = SourceIdentity {
         system_id: identity.system_id.clone(),
         timeline: identity.timeline,
-        slot: source.slot.as_str().to_owned(),
+        slot: SlotName::of_shard(&pipeline.uid, settings.shard).as_str().to_owned(),
     };
     let tables = TableMap::new(pipeline.manifest.spec.sink.postgres.schema_map.clone());
     let (sink, started) = sink::start(pipeline.sink.clone(), owner, tables, &log).await?;
@@ -112,46 +126,80 @@ pub(super) async fn fence(context: Context<'_>, source: &Source, volume: &Volume
 
 /// Step 4: the tables of this shard. Shard 0 brings the publication up to date and then writes who has what; the
 /// others wait for it.
+///
+/// The sink hears first of what the source is about to be told: a table that the publication does not carry is to be
+/// copied again before it is put back, and forgotten before it is taken out. If this run ends in between, the next
+/// one does not take rows for whole that are not. A new table is published before another shard may copy it.
 pub(super) async fn assign(
     context: Context<'_>,
     source: &mut Source,
     fenced: &mut Fenced,
-) -> Result<Vec<SourceTable>, Failure> {
-    let spec = &context.settings.pipeline.manifest.spec;
-    let tables = &source.inspection.tables;
-    let is_managed = spec.source.postgres.publication.is_none();
-    let assignment = if context.settings.shard == 0 {
-        let known = fenced.sink.assignment().await?;
-        let wanted = source::assign_shards(tables, spec.worker.shards, &known);
-        // The sink forgets a table before the source stops publishing it: if this run ends in between, the table is
-        // copied anew when somebody wants it back. A new table is published before another shard may copy it.
-        let kept = wanted.iter().filter(|(name, _)| known.contains_key(name));
-        fenced.sink.assign(&kept.map(|(name, shard)| (name.clone(), *shard)).collect()).await?;
-        source::ensure_publication(&mut source.session, &fenced.publication, tables, is_managed).await?;
-        fenced.sink.assign(&wanted).await?;
-        fenced.sink.assignment().await?
-    } else {
-        wait_for_assignment(context, tables, fenced).await?
-    };
+) -> Result<Assigned, Failure> {
     let shard = context.settings.shard;
-    Ok(tables.iter().filter(|table| assignment.get(&table.name) == Some(&shard)).cloned().collect())
+    let (assignment, carried) = if shard == 0 {
+        write_assignment(context, source, fenced).await?
+    } else {
+        wait_for_assignment(context, source, fenced).await?
+    };
+    let all = &source.inspection.tables;
+    let tables: Vec<SourceTable> =
+        all.iter().filter(|table| assignment.get(&table.name) == Some(&shard)).cloned().collect();
+    let followed = Followed { tables: if shard == 0 { all.clone() } else { tables.clone() }, carried };
+    Ok(Assigned { tables, followed })
 }
 
+async fn write_assignment(
+    context: Context<'_>,
+    source: &mut Source,
+    fenced: &mut Fenced,
+) -> Result<(Shards, Carried), Failure> {
+    let spec = &context.settings.pipeline.manifest.spec;
+    let is_managed = spec.source.postgres.publication.is_none();
+    let Source { session, inspection } = source;
+    let tables = &inspection.tables;
+    let known = fenced.sink.assignment().await?;
+    let wanted = source::assign_shards(tables, spec.worker.shards, &known);
+    let kept = wanted.iter().filter(|(name, _)| known.contains_key(name));
+    fenced.sink.assign(&kept.map(|(name, shard)| (name.clone(), *shard)).collect()).await?;
+    let before = fenced.sink.carried().await?;
+    let carried = source::carried_tables(session, &fenced.publication, tables).await?;
+    let lost = tables.iter().map(|table| &table.name).filter(|name| match carried.get(*name) {
+        None => true,
+        Some(entry) => before.get(*name).is_some_and(|before| before != entry),
+    });
+    fenced.sink.copy_again(&lost.cloned().collect::<Vec<_>>()).await?;
+    source::ensure_publication(session, &fenced.publication, tables, is_managed).await?;
+    let carried = source::carried_tables(session, &fenced.publication, tables).await?;
+    fenced.sink.assign(&wanted).await?;
+    fenced.sink.note_carried(&carried).await?;
+    Ok((fenced.sink.assignment().await?, carried))
+}
+
+/// Until shard 0 has written whose every table is, and the publication carries those of this shard.
 async fn wait_for_assignment(
     context: Context<'_>,
-    tables: &[SourceTable],
+    source: &Source,
     fenced: &Fenced,
-) -> Result<BTreeMap<TableName, u16>, Failure> {
+) -> Result<(Shards, Carried), Failure> {
+    let tables = &source.inspection.tables;
+    let shard = context.settings.shard;
     let began = Instant::now();
+    let mut missing = String::new();
     while began.elapsed() < ASSIGNMENT_PATIENCE && !context.stop.is_cancelled() {
         let assignment = fenced.sink.assignment().await?;
-        if tables.iter().all(|table| assignment.contains_key(&table.name)) {
-            return Ok(assignment);
-        }
+        let own: Vec<SourceTable> =
+            tables.iter().filter(|table| assignment.get(&table.name) == Some(&shard)).cloned().collect();
+        let carried = source::carried_tables(&source.session, &fenced.publication, &own).await?;
+        let lost = own.iter().map(|table| &table.name).find(|name| !carried.contains_key(*name));
+        let unassigned = tables.iter().map(|table| &table.name).find(|name| !assignment.contains_key(name));
+        missing = match (unassigned, lost) {
+            (None, None) => return Ok((assignment, carried)),
+            (Some(table), _) => format!("written yet whose the table {table} is"),
+            (None, Some(table)) => format!("put the table {table} into the publication yet"),
+        };
         tokio::time::sleep(ASSIGNMENT_POLL).await;
     }
-    let message =
-        "shard 0 has not written yet which tables are whose; it says in its own report what it waits for";
+    let message = format!("Shard 0 has not {missing}. It says in its own report what it waits for.");
     Err(Failure::new(Reason::WaitingForShardZero, message))
 }
 
@@ -165,6 +213,7 @@ pub(super) async fn reconcile(
     let copy_slot = SlotName::of_later_copy(&fenced.started.names_uid, context.settings.shard);
     source::end_stale_sessions(&source.session, &[&fenced.slot, &copy_slot]).await?;
     source::end_stale_walsender(&source.session, &fenced.slot).await?;
+    source::check_room(&source.session, &fenced.slot).await?;
     let slot = source::slot_state(&source.session, &fenced.slot).await?;
     let known = Known {
         slot: slot.as_ref().map(|slot| slot.confirmed_flush.unwrap_or_default()),
@@ -218,14 +267,12 @@ pub(super) async fn begin(
 }
 
 /// The slot is made, and its beginning is the first checkpoint: from here on the sink knows where it stands.
-async fn begin_first(context: Context<'_>, fenced: &Fenced) -> Result<Resumed, Failure> {
+async fn begin_first(context: Context<'_>, fenced: &mut Fenced) -> Result<Resumed, Failure> {
     let endpoint = &context.settings.pipeline.source;
     let exported = source::create_slot(endpoint, &fenced.slot, Durability::Permanent).await?;
     let end_lsn = exported.consistent_point;
     let checkpoint = Checkpoint { position: Position::default(), end_lsn, sequence: 0 };
-    let mut writer = fenced.sink.writer(0).await?;
-    writer.begin().await?;
-    writer.commit(&checkpoint).await?;
+    fenced.sink.begin_at(&checkpoint).await?;
     Ok(Resumed { checkpoint, exported: Some(exported) })
 }
 

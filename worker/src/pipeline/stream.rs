@@ -2,8 +2,9 @@
 
 use std::time::{Duration, Instant};
 
-use penstock_crds::report::WorkerPhase;
+use penstock_crds::report::{Reason, WorkerPhase};
 use tokio::time::MissedTickBehavior;
+use tokio_util::task::AbortOnDropHandle;
 
 use super::apply::{Applier, Bounds, Ends};
 use super::watch::watch_source;
@@ -19,7 +20,7 @@ const STOP_PATIENCE: Duration = Duration::from_secs(30);
 const KEEP_OPEN_EVERY: Duration = Duration::from_secs(15);
 
 pub(super) async fn stream(context: Context<'_>, ready: Ready) -> Result<(), Failure> {
-    let Ready { mut volume, fenced, checkpoint, tables } = ready;
+    let Ready { mut volume, fenced, checkpoint, tables, followed } = ready;
     let settings = context.settings;
     let request = StreamRequest {
         slot: fenced.slot.clone(),
@@ -39,19 +40,23 @@ pub(super) async fn stream(context: Context<'_>, ready: Ready) -> Result<(), Fai
     let ends = Ends { reader, writer, volume: &mut volume, status: context.status, metrics: context.metrics };
     let mut applier = Applier::new(ends, checkpoint, tables, &bounds);
     context.status.durable(checkpoint.sequence, checkpoint.end_lsn, None);
-    let _watch = watch_source(context, &fenced.slot);
+    let mut watch = watch_source(context, &fenced, followed)?;
     let first = context.stop.run_until_cancelled(applier.ends.reader.next()).await;
     let Some(first) = first else { return Ok(()) };
     let first = first?;
     context.status.enter(WorkerPhase::Streaming);
     tracing::info!(lsn = %checkpoint.end_lsn, sequence = checkpoint.sequence, "streaming");
     applier.take(first).await?;
-    apply_until_stopped(context, &mut applier).await?;
+    apply_until_stopped(context, &mut applier, &mut watch).await?;
     applier.close().await;
     Ok(())
 }
 
-async fn apply_until_stopped(context: Context<'_>, applier: &mut Applier<'_>) -> Result<(), Failure> {
+async fn apply_until_stopped(
+    context: Context<'_>,
+    applier: &mut Applier<'_>,
+    watch: &mut AbortOnDropHandle<Failure>,
+) -> Result<(), Failure> {
     let far = Duration::from_hours(1);
     let timer = tokio::time::sleep(far);
     tokio::pin!(timer);
@@ -74,8 +79,16 @@ async fn apply_until_stopped(context: Context<'_>, applier: &mut Applier<'_>) ->
                 }
                 applier.commit().await?;
             }
+            found = &mut *watch => return Err(found.unwrap_or_else(|error| watch_broke(&error))),
             _ = keep_open.tick(), if applier.is_writing() => applier.ends.writer.keep_open().await?,
             frame = applier.ends.reader.next() => applier.take(frame?).await?,
         }
     }
+}
+
+fn watch_broke(error: &tokio::task::JoinError) -> Failure {
+    Failure::new(
+        Reason::TablesChanged,
+        format!("The watch on the source's tables ended: {error}. It begins anew."),
+    )
 }

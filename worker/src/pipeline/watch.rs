@@ -1,45 +1,81 @@
-//! Looks at the source every few seconds while the stream runs: where its log ends, and how much of it the slot
-//! keeps.
+//! Looks at the source every few seconds while the stream runs: where its log ends, how much of it the slot keeps,
+//! and whether the tables are still those that were inspected.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use penstock_crds::report::{NoticeReason, Reason};
+use penstock_crds::source::PostgresSource;
+use penstock_crds::table_pattern::TablePattern;
 use tokio_util::task::AbortOnDropHandle;
 
 use super::Context;
+use super::start::{Fenced, patterns};
+use crate::failure::Failure;
 use crate::postgres::{End, Endpoint, Session};
 use crate::serve::Metrics;
-use crate::source::{self, SlotName};
+use crate::source::{self, Followed, PublicationName, SlotName, SourceError};
 use crate::status::Status;
 
 const LOOK_EVERY: Duration = Duration::from_secs(3);
+/// The tables change seldom, and listing many of them takes a while.
+const LOOK_AT_TABLES_EVERY: Duration = Duration::from_secs(10);
 
-/// Watches until the handle is dropped. What it finds is shown, and decides nothing.
-pub(super) fn watch_source(context: Context<'_>, slot: &SlotName) -> AbortOnDropHandle<()> {
-    let endpoint = context.settings.pipeline.source.clone();
+/// Watches until the handle is dropped. What ends the watch, ends the attempt: the next one looks at the tables anew.
+pub(super) fn watch_source(
+    context: Context<'_>,
+    fenced: &Fenced,
+    followed: Followed,
+) -> Result<AbortOnDropHandle<Failure>, Failure> {
+    let settings = context.settings;
     let watch = Watch {
-        endpoint,
-        slot: slot.clone(),
+        endpoint: settings.pipeline.source.clone(),
+        slot: fenced.slot.clone(),
+        publication: fenced.publication.clone(),
+        is_first_shard: settings.shard == 0,
+        followed,
+        patterns: patterns(context)?,
+        spec: settings.pipeline.manifest.spec.source.postgres.clone(),
         status: context.status.clone(),
         metrics: context.metrics.clone(),
+        tables_looked_at: Instant::now(),
+        refused: None,
     };
-    AbortOnDropHandle::new(tokio::spawn(watch.run()))
+    Ok(AbortOnDropHandle::new(tokio::spawn(watch.run())))
 }
 
 struct Watch {
     endpoint: Endpoint,
     slot: SlotName,
+    publication: PublicationName,
+    is_first_shard: bool,
+    /// Those of this shard; for shard 0, which keeps the publication, those of all.
+    followed: Followed,
+    patterns: Vec<TablePattern>,
+    spec: PostgresSource,
     status: Status,
     metrics: Metrics,
+    tables_looked_at: Instant,
+    /// Why a new table cannot be copied, as it was told.
+    refused: Option<String>,
+}
+
+/// How a look ends that finds what it should.
+enum Look {
+    /// To be looked with again.
+    Usual(Session),
+    /// The attempt is over.
+    Changed(Failure),
 }
 
 impl Watch {
-    async fn run(self) {
+    async fn run(mut self) -> Failure {
         let mut session = None;
         loop {
             session = match self.look(session).await {
-                Ok(session) => Some(session),
-                Err(message) => {
-                    tracing::debug!("the source could not be looked at: {message}");
+                Ok(Look::Usual(session)) => Some(session),
+                Ok(Look::Changed(failure)) => return failure,
+                Err(error) => {
+                    tracing::debug!("the source could not be looked at: {error}");
                     None
                 }
             };
@@ -47,15 +83,52 @@ impl Watch {
         }
     }
 
-    async fn look(&self, session: Option<Session>) -> Result<Session, String> {
+    async fn look(&mut self, session: Option<Session>) -> Result<Look, Failure> {
         let session = match session {
             Some(session) => session,
-            None => self.endpoint.connect("penstock watch").await.map_err(|error| error.to_string())?,
+            None => self
+                .endpoint
+                .connect("penstock watch")
+                .await
+                .map_err(|error| error.failure(End::Source, &self.endpoint.connection))?,
         };
-        let now = source::wal_position(&session, &self.slot).await.map_err(|error| error.to_string())?;
+        let now = source::wal_position(&session, &self.slot).await?;
         self.status.source_ends_at(now.end);
         self.status.reached(End::Source);
         self.metrics.retained_wal.set(i64::try_from(now.retained_bytes).unwrap_or(i64::MAX));
-        Ok(session)
+        if self.tables_looked_at.elapsed() < LOOK_AT_TABLES_EVERY {
+            return Ok(Look::Usual(session));
+        }
+        self.tables_looked_at = Instant::now();
+        Ok(match self.what_changed(&session).await? {
+            None => Look::Usual(session),
+            Some(what) => {
+                let message = format!("While changes were read, {what}; the tables are looked at again.");
+                Look::Changed(Failure::new(Reason::TablesChanged, message))
+            }
+        })
+    }
+
+    async fn what_changed(&mut self, session: &Session) -> Result<Option<String>, SourceError> {
+        if let Some(what) = source::drift(session, &self.publication, &self.followed).await? {
+            return Ok(Some(what));
+        }
+        if !self.is_first_shard {
+            return Ok(None);
+        }
+        let new = source::new_tables(session, &self.patterns, &self.followed).await?;
+        let Some(first) = new.first() else { return Ok(None) };
+        // What would stop the pipeline at its next start need not stop it now.
+        match source::preflight(session, &self.spec, &self.patterns).await {
+            Ok(_) => Ok(Some(format!("the table {first} was made"))),
+            Err(error) => {
+                let message = format!("New tables match source.postgres.tables ({first} …), and: {error}");
+                if self.refused.as_ref() != Some(&message) {
+                    self.status.notice(NoticeReason::NewTableUnsuitable, message.clone());
+                    self.refused = Some(message);
+                }
+                Ok(None)
+            }
+        }
     }
 }

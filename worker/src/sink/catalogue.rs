@@ -12,6 +12,8 @@ pub(super) struct SinkTable {
     /// In order, dropped ones left out.
     pub(super) columns: Vec<SinkColumn>,
     pub(super) unique_indexes: Vec<UniqueIndex>,
+    /// The table, or a partition of it, that a crash of the server would empty; quoted.
+    pub(super) unlogged: Option<String>,
     /// It has an exclusion constraint, a foreign key from or to it, or triggers of the user's.
     pub(super) has_order_constraints: bool,
 }
@@ -112,7 +114,11 @@ SELECT class.oid, class.relkind::text,
        EXISTS (SELECT FROM pg_catalog.pg_constraint AS c
                WHERE (c.conrelid = class.oid AND c.contype IN ('x', 'f')) OR (c.confrelid = class.oid AND c.contype = 'f'))
     OR EXISTS (SELECT FROM pg_catalog.pg_trigger AS t
-               WHERE t.tgrelid = class.oid AND NOT t.tgisinternal AND t.tgenabled <> 'D')
+               WHERE t.tgrelid = class.oid AND NOT t.tgisinternal AND t.tgenabled <> 'D'),
+       (SELECT pg_catalog.format('%I.%I', n.nspname, part.relname) FROM pg_catalog.pg_class AS part
+        JOIN pg_catalog.pg_namespace AS n ON n.oid = part.relnamespace
+        WHERE part.relpersistence = 'u' AND (part.oid = class.oid
+           OR part.oid IN (SELECT relid FROM pg_catalog.pg_partition_tree(class.oid))) LIMIT 1)
 FROM pg_catalog.pg_class AS class
 JOIN pg_catalog.pg_namespace AS namespace ON namespace.oid = class.relnamespace
 WHERE namespace.nspname = $1 AND class.relname = $2";
@@ -179,6 +185,7 @@ pub(super) async fn read_table(
     let Some(table) = client.query_opt(TABLE, &[&name.schema, &name.name]).await? else { return Ok(None) };
     let (oid, kind, has_order_constraints): (u32, String, bool) =
         (table.try_get(0)?, table.try_get(1)?, table.try_get(2)?);
+    let unlogged = table.try_get(3)?;
     let columns = client.query(COLUMNS, &[&oid]).await?;
     let indexes = client.query(UNIQUE_INDEXES, &[&oid]).await?;
     Ok(Some(SinkTable {
@@ -190,6 +197,7 @@ pub(super) async fn read_table(
         },
         columns: columns.iter().map(column).collect::<Result<_, _>>()?,
         unique_indexes: indexes.iter().map(unique_index).collect::<Result<_, _>>()?,
+        unlogged,
         has_order_constraints,
     }))
 }

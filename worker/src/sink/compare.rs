@@ -19,11 +19,17 @@ pub(super) struct Difference {
     pub(super) what: String,
     /// SQL to run on the sink, without semicolon.
     pub(super) statement: String,
+    /// The statement makes room for the source's values, but does not bring those of rows that are there already.
+    pub(super) is_about_values: bool,
 }
 
 impl Difference {
     fn new(what: impl Into<String>, statement: impl Into<String>) -> Self {
-        Self { what: what.into(), statement: statement.into() }
+        Self { what: what.into(), statement: statement.into(), is_about_values: false }
+    }
+
+    pub(super) fn about_values(what: impl Into<String>, statement: impl Into<String>) -> Self {
+        Self { is_about_values: true, ..Self::new(what, statement) }
     }
 }
 
@@ -76,8 +82,14 @@ fn identities_that_block_updates(source: &SourceTable, sink: &SinkTable) -> Vec<
         .collect()
 }
 
-/// A view and the like cannot take rows.
+/// A view and the like cannot take rows, and a table that a crash empties cannot keep them.
 pub(super) fn not_a_table(sink: &SinkTable) -> Option<Difference> {
+    if let Some(unlogged) = &sink.unlogged {
+        return Some(Difference::new(
+            format!("{unlogged} is UNLOGGED, so a crash of the server would empty it"),
+            format!("ALTER TABLE {unlogged} SET LOGGED"),
+        ));
+    }
     match sink.kind {
         TableKind::Ordinary | TableKind::Partitioned => None,
         TableKind::NotATable => {
@@ -127,7 +139,7 @@ pub(super) fn missing_key<S: AsRef<str>>(table: &str, columns: &[S], is_primary:
 }
 
 fn missing_column(table: &str, column: &SourceColumn, tables: &TableMap) -> Difference {
-    Difference::new(
+    Difference::about_values(
         format!("column {} is missing", column.name),
         format!("ALTER TABLE {table} ADD COLUMN {}", nullable_definition(column, tables)),
     )
@@ -147,18 +159,18 @@ fn column_differences(
             nullable_definition(source, tables)
         );
         return vec![if sink.is_generated() {
-            Difference::new(
+            Difference::about_values(
                 format!("column {name} is generated, the source's is not"),
                 format!("{alter} DROP EXPRESSION"),
             )
         } else {
-            Difference::new(format!("column {name} is not generated, the source's is"), remake)
+            Difference::about_values(format!("column {name} is not generated, the source's is"), remake)
         }];
     }
     let mut found = Vec::new();
     if !takes_type(source, sink, tables) {
         let wanted = type_sql(source, tables);
-        found.push(Difference::new(
+        found.push(Difference::about_values(
             format!("column {name} is {}, the source's is {wanted}", sink.type_sql),
             format!("{alter} TYPE {wanted} USING {column}::{wanted}"),
         ));

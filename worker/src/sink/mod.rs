@@ -4,6 +4,7 @@
 //! `penstock.checkpoint` under this run's epoch, so a run that another one replaced can write nothing.
 
 mod apply;
+mod assignment;
 mod catalogue;
 mod clean_up;
 mod compare;
@@ -48,6 +49,8 @@ pub struct Sink {
     endpoint: Endpoint,
     owner: Owner,
     tables: TableMap,
+    /// As `ensure_tables` was told.
+    first_copy: FirstCopy,
     run: Run,
     session: Session,
 }
@@ -60,7 +63,8 @@ impl Sink {
 
     /// The session that applies changes, from the sequence of the checkpoint on; only one at a time.
     pub async fn writer(&self, sequence: i64) -> Result<Writer, Failure> {
-        Writer::new(self.open(Purpose::Write).await?, self.run.clone(), self.tables.clone(), sequence).await
+        let session = self.open(Purpose::Write).await?;
+        Writer::new(session, self.run.clone(), self.tables.clone(), self.first_copy, sequence).await
     }
 
     async fn open(&self, purpose: Purpose) -> Result<Session, Failure> {

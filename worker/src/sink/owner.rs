@@ -23,6 +23,8 @@ pub struct Owner {
     pub revision_number: Option<i64>,
     /// Shard, from 0.
     pub shard: u16,
+    /// How many shards the pipeline has.
+    pub shards: u16,
     /// Identity of the worker's volume.
     pub volume_id: Uuid,
     /// UID of a deleted pipeline whose retained state is taken over, if there is none of its own yet.

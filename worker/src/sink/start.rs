@@ -8,6 +8,7 @@ use super::error::{failed, fenced};
 use super::owner::{Owner, TableMap};
 use super::run::Run;
 use super::session::{self, Purpose};
+use super::tables::FirstCopy;
 use super::{Sink, schema};
 use crate::change::{Checkpoint, Lsn, Position, SourceIdentity};
 use crate::failure::Failure;
@@ -57,7 +58,8 @@ pub async fn start(
         .query_one(rename, &[&owner.application_name(run.epoch)])
         .await
         .map_err(|error| failed(&error, "naming the session"))?;
-    Ok((Sink { endpoint, owner, tables, run, session }, started))
+    let first_copy = FirstCopy::Copied;
+    Ok((Sink { endpoint, owner, tables, first_copy, run, session }, started))
 }
 
 async fn identify(session: &Session) -> Result<SinkIdentity, Failure> {
@@ -224,9 +226,9 @@ async fn make_row(
         return Ok(());
     }
     let sql = "INSERT INTO penstock.checkpoint (uid, shard, namespace, name, revision, revision_number, names_uid, epoch, \
-                   source_system_id, source_timeline, slot, sink_system_id, sink_timeline, volume_id) \
+                   source_system_id, source_timeline, slot, sink_system_id, sink_timeline, volume_id, shards) \
                VALUES ($1, $2, $3, $4, $5, $6, \
-                   COALESCE((SELECT names_uid FROM penstock.checkpoint WHERE uid = $1 LIMIT 1), $1), 0, $7, $8, $9, $10, $11, $12::pg_catalog.text::pg_catalog.uuid) \
+                   COALESCE((SELECT names_uid FROM penstock.checkpoint WHERE uid = $1 LIMIT 1), $1), 0, $7, $8, $9, $10, $11, $12::pg_catalog.text::pg_catalog.uuid, $13) \
                ON CONFLICT (uid, shard) DO NOTHING";
     transaction
         .execute(
@@ -244,6 +246,7 @@ async fn make_row(
                 &sink.system_id,
                 &sink.timeline,
                 &owner.volume_id.to_string(),
+                &i32::from(owner.shards),
             ],
         )
         .await
@@ -256,6 +259,7 @@ async fn make_row(
 async fn adopt(transaction: &Transaction<'_>, owner: &Owner, old: &str) -> Result<bool, Failure> {
     let doing = "adopting the state of a deleted pipeline";
     let error = |error: tokio_postgres::Error| failed(&error, doing);
+    refuse_other_shards(transaction, owner, old).await?;
     // Its numbers of revisions mean nothing here.
     let take =
         "UPDATE penstock.checkpoint SET uid = $1, revision_number = NULL WHERE uid = $2 AND shard = $3";
@@ -279,6 +283,23 @@ async fn adopt(transaction: &Transaction<'_>, owner: &Owner, old: &str) -> Resul
     let rename = "UPDATE penstock.ownership SET namespace = $2, name = $3 WHERE uid = $1";
     transaction.execute(rename, &[&owner.uid, &owner.namespace, &owner.name]).await.map_err(error)?;
     Ok(taken > 0)
+}
+
+/// A table belongs to the shard that it was assigned to, and its position is that shard's.
+async fn refuse_other_shards(transaction: &Transaction<'_>, owner: &Owner, old: &str) -> Result<(), Failure> {
+    let sql = "SELECT shards FROM penstock.checkpoint WHERE uid = $1 AND shards <> $2 LIMIT 1";
+    let found = transaction
+        .query_opt(sql, &[&old, &i32::from(owner.shards)])
+        .await
+        .and_then(|row| row.map(|row| row.try_get::<_, i32>(0)).transpose())
+        .map_err(|error| failed(&error, "counting the shards of a deleted pipeline"))?;
+    let Some(shards) = found else { return Ok(()) };
+    let message = format!(
+        "The pipeline with UID {old} has {shards} shards, and this one {}; its state can be adopted only with the same number. \
+         Set worker.shards to {shards} in a new CdcPipeline, or remove the annotation penstock.dev/adopt.",
+        owner.shards
+    );
+    Err(Failure::new(Reason::ManifestInvalid, message))
 }
 
 async fn bump(

@@ -1,15 +1,14 @@
-//! How far each table is: `penstock.table_state`, and which shard has it: `penstock.assignment`.
-
-use std::collections::BTreeMap;
+//! How far each table is: `penstock.table_state`.
 
 use postgres_types::PgLsn;
-use tokio_postgres::{Error, Transaction};
+use tokio_postgres::{Error, GenericClient, Transaction};
 
+use super::assignment::take_fence_from;
 use super::catalogue::read_table;
 use super::error::{failed, rows_refused};
-use super::{Sink, ownership, schema};
-use crate::change::Lsn;
+use super::{Sink, schema};
 use crate::change::table::{SourceTable, TableName};
+use crate::change::{Checkpoint, Lsn};
 use crate::failure::Failure;
 
 /// How far a table is.
@@ -17,8 +16,11 @@ use crate::failure::Failure;
 pub enum TableState {
     /// Its rows are being copied. Set by `ensure_tables` for a new table, and by `restart_copy`. Next: `Ready`.
     Copying,
+    /// It was ready, or nearly, and then the stream left changes of it out: its rows are copied again. Set by
+    /// `copy_again`, and by `ensure_tables` when one of the two tables was made anew. Next: `Copying`.
+    Stale,
     /// Its rows are copied as they were at this position: changes committed before it are in the copy, changes
-    /// from it on are applied. Set by `mark_ready`; the last state.
+    /// from it on are applied. Set by `mark_ready`. Next: none, or `Stale`.
     Ready(Lsn),
 }
 
@@ -68,65 +70,58 @@ impl Sink {
         transaction.commit().await.map_err(|error| failed(&error, &doing))
     }
 
-    /// Which shard has which table, as written by shard 0; empty before.
-    pub async fn assignment(&self) -> Result<BTreeMap<TableName, u16>, Failure> {
-        let sql = "SELECT source_schema, source_table, shard FROM penstock.assignment WHERE uid = $1";
-        let read = async {
-            let rows = self.session.query(sql, &[&self.owner.uid]).await?;
-            rows.iter()
-                .map(|row| {
-                    let shard: i32 = row.try_get(2)?;
-                    let name = TableName::new(row.try_get::<_, String>(0)?, row.try_get::<_, String>(1)?);
-                    Ok((name, u16::try_from(shard).unwrap_or(u16::MAX)))
-                })
-                .collect::<Result<_, Error>>()
-        };
-        read.await.map_err(|error: Error| failed(&error, "reading the assignment of tables to shards"))
-    }
-
-    /// Writes the assignment; shard 0 alone does. A table keeps the shard it has. Tables that are not named any
-    /// more lose shard and state, and their sink tables are free for another pipeline.
-    pub async fn assign(&mut self, wanted: &BTreeMap<TableName, u16>) -> Result<(), Failure> {
-        let doing = "assigning tables to shards";
-        let Self { session, run, owner, .. } = self;
-        let transaction = fenced_transaction(session, run, doing).await?;
+    /// The stream left changes of these tables out: what was copied of them is worth nothing. Shards that write them
+    /// lose the fence, and see it when they begin anew; shard 0 alone calls this.
+    pub async fn copy_again(&mut self, tables: &[TableName]) -> Result<(), Failure> {
+        if tables.is_empty() {
+            return Ok(());
+        }
+        let doing = "noting which tables are to be copied again";
+        let transaction = fenced_transaction(&mut self.session, &self.run, doing).await?;
+        let schemas: Vec<&str> = tables.iter().map(|table| table.schema.as_str()).collect();
+        let names: Vec<&str> = tables.iter().map(|table| table.name.as_str()).collect();
+        let lost = "ROWS FROM (pg_catalog.unnest($2::pg_catalog.text[]), pg_catalog.unnest($3::pg_catalog.text[])) AS lost (schema, name)";
+        let writers = format!(
+            "SELECT DISTINCT shard FROM penstock.assignment JOIN {lost} ON (source_schema, source_table) = (lost.schema, lost.name) \
+             WHERE uid = $1 AND shard <> $4"
+        );
+        let mark = format!(
+            "UPDATE penstock.table_state SET state = 'stale', ready_lsn = NULL, updated_at = pg_catalog.now() FROM {lost} \
+             WHERE uid = $1 AND (source_schema, source_table) = (lost.schema, lost.name)"
+        );
+        let (uid, own_shard) = (&self.owner.uid, &self.run.shard);
         let write = async {
-            for (table, shard) in wanted {
-                let sql = "INSERT INTO penstock.assignment (uid, source_schema, source_table, shard) \
-                           VALUES ($1, $2, $3, $4) ON CONFLICT (uid, source_schema, source_table) DO NOTHING";
-                transaction
-                    .execute(sql, &[&owner.uid, &table.schema, &table.name, &i32::from(*shard)])
-                    .await?;
-            }
-            for table in known_tables(&transaction, &owner.uid).await? {
-                if !wanted.contains_key(&table) {
-                    forget(&transaction, &owner.uid, &table).await?;
-                    ownership::release(&transaction, owner, &table, None).await?;
-                }
-            }
+            let rows = transaction.query(&writers, &[uid, &schemas, &names, own_shard]).await?;
+            let shards = rows.iter().map(|row| row.try_get(0)).collect::<Result<Vec<i32>, _>>()?;
+            // First, as their own transactions do.
+            take_fence_from(&transaction, uid, &shards).await?;
+            transaction.execute(&mark, &[uid, &schemas, &names]).await?;
             transaction.commit().await
         };
         write.await.map_err(|error| failed(&error, doing))
     }
-}
 
-async fn known_tables(transaction: &Transaction<'_>, uid: &String) -> Result<Vec<TableName>, Error> {
-    let sql = "SELECT source_schema, source_table FROM penstock.assignment WHERE uid = $1 \
-               UNION SELECT source_schema, source_table FROM penstock.table_state WHERE uid = $1";
-    let rows = transaction.query(sql, &[uid]).await?;
-    rows.iter()
-        .map(|row| Ok(TableName::new(row.try_get::<_, String>(0)?, row.try_get::<_, String>(1)?)))
-        .collect()
-}
-
-async fn forget(transaction: &Transaction<'_>, uid: &String, table: &TableName) -> Result<(), Error> {
-    for list in ["assignment", "table_state"] {
-        let sql = format!(
-            "DELETE FROM penstock.{list} WHERE uid = $1 AND source_schema = $2 AND source_table = $3"
-        );
-        transaction.execute(&sql, &[uid, &table.schema, &table.name]).await?;
+    /// The shard's first position. Nothing was followed before it, so nothing that was copied before is worth anything.
+    pub async fn begin_at(&mut self, checkpoint: &Checkpoint) -> Result<(), Failure> {
+        let doing = "writing the first checkpoint";
+        let transaction = fenced_transaction(&mut self.session, &self.run, doing).await?;
+        let Checkpoint { position, end_lsn, sequence } = checkpoint;
+        let forget = "UPDATE penstock.table_state AS state SET state = 'copying', ready_lsn = NULL, updated_at = pg_catalog.now() \
+                      FROM penstock.assignment AS assignment \
+                      WHERE state.uid = $1 AND assignment.uid = $1 AND assignment.shard = $2 \
+                        AND (state.source_schema, state.source_table) = (assignment.source_schema, assignment.source_table)";
+        let write = "UPDATE penstock.checkpoint SET sequence = $3, commit_lsn = $4, xid = $5, ordinal = $6, end_lsn = $7, \
+                     updated_at = pg_catalog.clock_timestamp() WHERE uid = $1 AND shard = $2";
+        let (uid, shard) = (&self.run.uid, &self.run.shard);
+        let (commit_lsn, end) = (PgLsn::from(position.commit_lsn.0), PgLsn::from(end_lsn.0));
+        let (xid, ordinal) = (i64::from(position.xid), position.ordinal.cast_signed());
+        let begin = async {
+            transaction.execute(forget, &[uid, shard]).await?;
+            transaction.execute(write, &[uid, shard, sequence, &commit_lsn, &xid, &ordinal, &end]).await?;
+            transaction.commit().await
+        };
+        begin.await.map_err(|error| failed(&error, doing))
     }
-    Ok(())
 }
 
 /// A transaction that holds the fence.
@@ -157,44 +152,52 @@ pub(super) async fn fenced_ddl_transaction<'a>(
     Ok(transaction)
 }
 
-/// What is kept about one table: where it is written, and how far it is.
+/// What is kept about one table: where it is written, and how far it is. `Stale` if either table is not the one that
+/// it is kept about.
 pub(super) async fn read_state(
-    transaction: &Transaction<'_>,
+    client: &impl GenericClient,
     uid: &String,
     table: &SourceTable,
 ) -> Result<Option<(TableName, TableState)>, Error> {
-    let sql = "SELECT state.sink_schema, state.sink_table, state.ready_lsn FROM penstock.table_state AS state \
-               JOIN pg_catalog.pg_namespace AS schema ON schema.nspname = state.sink_schema \
-               JOIN pg_catalog.pg_class AS class ON class.relnamespace = schema.oid \
-                   AND class.relname = state.sink_table AND class.oid::pg_catalog.int8 = state.sink_oid \
-               WHERE state.uid = $1 AND state.source_schema = $2 AND state.source_table = $3 AND state.source_oid = $4";
+    let sql = "SELECT state.sink_schema, state.sink_table, state.ready_lsn, state.state = 'stale' OR state.source_oid <> $4 \
+                   OR NOT EXISTS (SELECT FROM pg_catalog.pg_class AS class \
+                       JOIN pg_catalog.pg_namespace AS schema ON schema.oid = class.relnamespace \
+                       WHERE schema.nspname = state.sink_schema AND class.relname = state.sink_table \
+                         AND class.oid::pg_catalog.int8 = state.sink_oid) \
+               FROM penstock.table_state AS state \
+               WHERE state.uid = $1 AND state.source_schema = $2 AND state.source_table = $3";
     let TableName { schema, name } = &table.name;
-    let Some(row) = transaction.query_opt(sql, &[uid, schema, name, &i64::from(table.id.0)]).await? else {
+    let Some(row) = client.query_opt(sql, &[uid, schema, name, &i64::from(table.id.0)]).await? else {
         return Ok(None);
     };
     let sink = TableName::new(row.try_get::<_, String>(0)?, row.try_get::<_, String>(1)?);
-    let ready: Option<PgLsn> = row.try_get(2)?;
-    let state = ready.map_or(TableState::Copying, |lsn| TableState::Ready(Lsn(lsn.into())));
+    let (ready, is_stale): (Option<PgLsn>, bool) = (row.try_get(2)?, row.try_get(3)?);
+    let state = match ready {
+        _ if is_stale => TableState::Stale,
+        Some(lsn) => TableState::Ready(Lsn(lsn.into())),
+        None => TableState::Copying,
+    };
     Ok(Some((sink, state)))
 }
 
-/// A new table, or one that goes to another sink table now.
-pub(super) async fn write_copying(
+/// Writes what is kept about a table whose rows are not there: `copying` or `stale`.
+pub(super) async fn write_state(
     transaction: &Transaction<'_>,
     uid: &String,
     source: &SourceTable,
     sink: &TableName,
+    state: &str,
 ) -> Result<(), Error> {
     let sql = "INSERT INTO penstock.table_state (uid, source_schema, source_table, sink_schema, sink_table, source_oid, \
                    sink_oid, state) \
-               SELECT $1, $2, $3, schema.nspname, class.relname, $6, class.oid::pg_catalog.int8, 'copying' \
+               SELECT $1, $2, $3, schema.nspname, class.relname, $6, class.oid::pg_catalog.int8, $7 \
                FROM pg_catalog.pg_class AS class JOIN pg_catalog.pg_namespace AS schema ON schema.oid = class.relnamespace \
                WHERE schema.nspname = $4::pg_catalog.text::pg_catalog.name AND class.relname = $5::pg_catalog.text::pg_catalog.name \
                ON CONFLICT (uid, source_schema, source_table) DO UPDATE SET sink_schema = excluded.sink_schema, \
                    sink_table = excluded.sink_table, source_oid = excluded.source_oid, \
-                   sink_oid = excluded.sink_oid, state = 'copying', ready_lsn = NULL, chunks_copied = 0, \
+                   sink_oid = excluded.sink_oid, state = excluded.state, ready_lsn = NULL, chunks_copied = 0, \
                    rows_copied = 0, updated_at = excluded.updated_at";
     let TableName { schema, name } = &source.name;
     let id = i64::from(source.id.0);
-    transaction.execute(sql, &[uid, schema, name, &sink.schema, &sink.name, &id]).await.map(drop)
+    transaction.execute(sql, &[uid, schema, name, &sink.schema, &sink.name, &id, &state]).await.map(drop)
 }

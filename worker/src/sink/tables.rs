@@ -10,7 +10,7 @@ use super::catalogue::{read_enum_labels, read_table};
 use super::compare::{Difference, differences, missing_label};
 use super::error::failed;
 use super::ownership::{self, Claim};
-use super::state::{TableState, fenced_ddl_transaction, read_state, write_copying};
+use super::state::{TableState, fenced_ddl_transaction, read_state, write_state};
 use super::{Sink, ddl};
 use crate::change::table::{EnumType, SourceTable, TableName, quote_identifier};
 use crate::failure::Failure;
@@ -39,6 +39,7 @@ impl Sink {
         tables: &[SourceTable],
         first_copy: FirstCopy,
     ) -> Result<BTreeMap<TableName, TableState>, Failure> {
+        self.first_copy = first_copy;
         self.refuse_mismatches(tables).await?;
         self.release_moved(tables).await?;
         let mut states = BTreeMap::new();
@@ -60,7 +61,11 @@ impl Sink {
                 found = self.enum_differences(source).await.map_err(|error| failed(&error, &doing))?;
             }
             if !found.is_empty() {
-                mismatches.push((name, found));
+                let known = read_state(&self.session.client, &self.owner.uid, source)
+                    .await
+                    .map_err(|error| failed(&error, &doing))?;
+                let is_copied = self.first_copy == FirstCopy::Copied && known.is_some();
+                mismatches.push(Mismatch { table: name, found, is_copied });
             }
         }
         if mismatches.is_empty() { Ok(()) } else { Err(mismatch(&mismatches)) }
@@ -107,20 +112,25 @@ impl Sink {
         let claim = ownership::read(&transaction, owner, &source.name, &name).await.map_err(error)?;
         claim.refuse(&source.name, &name)?;
         let exists = read_table(&transaction, &name).await.map_err(error)?.is_some();
-        match known {
-            Some((sink, state)) if sink == name && exists && claim == Claim::Ours => return Ok(state),
-            // New, or it goes somewhere else now, or one of the two tables was made anew: it is copied from its beginning.
-            Some(_) | None => {}
-        }
+        let (state, word) = match known {
+            Some((sink, state))
+                if sink == name && exists && claim == Claim::Ours && state != TableState::Stale =>
+            {
+                return Ok(state);
+            }
+            // It goes somewhere else now, or one of the two tables was made anew, or the stream left changes out.
+            Some(_) => (TableState::Stale, "stale"),
+            None => (TableState::Copying, "copying"),
+        };
         if !exists {
             create(&transaction, source, &name, tables).await.map_err(error)?;
         } else if claim == Claim::Free && first_copy == FirstCopy::Copied {
             refuse_rows(&transaction, &name).await.map_err(error)??;
         }
         ownership::claim(&transaction, owner, &source.name, &name).await.map_err(error)?;
-        write_copying(&transaction, &owner.uid, source, &name).await.map_err(error)?;
+        write_state(&transaction, &owner.uid, source, &name, word).await.map_err(error)?;
         transaction.commit().await.map_err(error)?;
-        Ok(TableState::Copying)
+        Ok(state)
     }
 }
 
@@ -188,19 +198,51 @@ fn preparation_failed(error: &Error, name: &TableName, doing: &str) -> Failure {
     Failure::new(Reason::SinkTableMismatch, message)
 }
 
+/// A sink table that does not fit.
+pub(super) struct Mismatch {
+    pub(super) table: TableName,
+    pub(super) found: Vec<Difference>,
+    /// This pipeline copied its rows, and does so again if it is dropped.
+    pub(super) is_copied: bool,
+}
+
+impl Mismatch {
+    /// Rows that were copied before the source's table changed may have other values now than any ALTER of the
+    /// sink's would give them.
+    fn is_about_values(&self) -> bool {
+        self.is_copied && self.found.iter().any(|difference| difference.is_about_values)
+    }
+
+    fn alter(&self) -> impl Iterator<Item = String> {
+        self.found.iter().map(|difference| format!(" {};", difference.statement))
+    }
+}
+
 /// Everything that is different, and what to run.
-pub(super) fn mismatch(mismatches: &[(TableName, Vec<Difference>)]) -> Failure {
+pub(super) fn mismatch(mismatches: &[Mismatch]) -> Failure {
     let mut message = String::new();
-    for (name, found) in mismatches.iter().take(TABLES_TOLD_MAX) {
+    for Mismatch { table, found, .. } in mismatches.iter().take(TABLES_TOLD_MAX) {
         let what = found.iter().map(|difference| difference.what.as_str()).collect::<Vec<_>>().join("; ");
-        let _infallible = write!(message, "The sink table {name} does not fit: {what}. ");
+        let _infallible = write!(message, "The sink table {table} does not fit: {what}. ");
     }
     if let Some(more) = mismatches.len().checked_sub(TABLES_TOLD_MAX).filter(|more| *more > 0) {
         let _infallible = write!(message, "{more} more tables do not fit. ");
     }
+    let told = || mismatches.iter().take(TABLES_TOLD_MAX);
     message.push_str("Run on the sink:");
-    for difference in mismatches.iter().take(TABLES_TOLD_MAX).flat_map(|(_, found)| found) {
-        let _infallible = write!(message, " {};", difference.statement);
+    for mismatch in told() {
+        if mismatch.is_about_values() {
+            let _infallible = write!(message, " DROP TABLE {};", mismatch.table.quoted());
+        } else {
+            message.extend(mismatch.alter());
+        }
+    }
+    if told().any(Mismatch::is_about_values) {
+        message.push_str(
+            " A table that is dropped is made anew and copied again, so that its rows get the values they have now. If no row \
+             has another value than NULL, or than a constant default, in what is new, this is enough:",
+        );
+        message.extend(told().filter(|mismatch| mismatch.is_about_values()).flat_map(Mismatch::alter));
     }
     Failure::new(Reason::SinkTableMismatch, message)
 }

@@ -18,7 +18,7 @@ use super::plan::{Misfit, Plan};
 use super::prepared::Prepared;
 use super::run::Run;
 use super::statements;
-use super::tables::mismatch;
+use super::tables::{FirstCopy, Mismatch, mismatch};
 use crate::batch::{Operation, TableTraits};
 use crate::change::table::{TableName, quote_identifier};
 use crate::change::{Checkpoint, Relation, RelationColumn, RelationId};
@@ -30,6 +30,8 @@ pub struct Writer {
     session: Session,
     run: Run,
     tables: TableMap,
+    /// The rows that are there were copied by this pipeline.
+    is_copied: bool,
     plans: HashMap<RelationId, Arc<Plan>>,
     prepared: Prepared,
     fence: Statement,
@@ -66,6 +68,7 @@ impl Writer {
         session: Session,
         run: Run,
         tables: TableMap,
+        first_copy: FirstCopy,
         sequence: i64,
     ) -> Result<Self, Failure> {
         let prepare = async { Ok((session.prepare(FENCE).await?, session.prepare(ADVANCE).await?)) };
@@ -74,6 +77,7 @@ impl Writer {
             session,
             run,
             tables,
+            is_copied: first_copy == FirstCopy::Copied,
             plans: HashMap::new(),
             prepared: Prepared::default(),
             fence,
@@ -113,7 +117,7 @@ impl Writer {
             Ok(plan) => Ok(plan),
             Err(misfit) => {
                 let found = self.differences(&name, misfit).await.map_err(error)?;
-                Err(mismatch(&[(name, found)]))
+                Err(mismatch(&[Mismatch { table: name, found, is_copied: self.is_copied }]))
             }
         }
     }
@@ -304,23 +308,18 @@ impl Writer {
         let mut found = misfit.others;
         for column in misfit.missing {
             let wanted = self.type_name(column).await?;
-            found.push(Difference {
-                what: format!("column {} is missing", column.name),
-                statement: format!(
-                    "ALTER TABLE {table} ADD COLUMN {} {wanted}",
-                    quote_identifier(&column.name)
-                ),
-            });
+            found.push(Difference::about_values(
+                format!("column {} is missing", column.name),
+                format!("ALTER TABLE {table} ADD COLUMN {} {wanted}", quote_identifier(&column.name)),
+            ));
         }
         for mismatch in misfit.types {
             let (name, wanted) = (&mismatch.column.name, self.type_name(mismatch.column).await?);
             let column = quote_identifier(name);
-            found.push(Difference {
-                what: format!("column {name} is {}, the source's is {wanted}", mismatch.sink_type),
-                statement: format!(
-                    "ALTER TABLE {table} ALTER COLUMN {column} TYPE {wanted} USING {column}::{wanted}"
-                ),
-            });
+            found.push(Difference::about_values(
+                format!("column {name} is {}, the source's is {wanted}", mismatch.sink_type),
+                format!("ALTER TABLE {table} ALTER COLUMN {column} TYPE {wanted} USING {column}::{wanted}"),
+            ));
         }
         Ok(found)
     }

@@ -6,11 +6,13 @@ mod catalogue;
 mod clean_up;
 mod constant_default;
 mod copy;
+mod drift;
 mod error;
 mod export;
 mod identity;
 mod preflight;
 mod publication;
+mod published;
 mod reader;
 mod slot;
 mod stream;
@@ -19,11 +21,12 @@ mod types;
 pub use assignment::assign_shards;
 pub use clean_up::clean_up;
 pub use copy::{Chunk, ChunkReader, TableCopy};
+pub use drift::{Followed, drift, new_tables};
 pub use error::SourceError;
 pub use export::{Durability, ExportedSnapshot, create_slot};
 pub use identity::{SourceIdentity, WalPosition, wal_position};
-pub use preflight::{Inspection, preflight};
-pub use publication::{PublicationName, drop_publication, ensure_publication};
+pub use preflight::{Inspection, check_room, preflight};
+pub use publication::{PublicationName, carried_tables, drop_publication, ensure_publication};
 pub use reader::{Frame, Reader, spawn_reader};
 pub use slot::{
     InvalidSlotName, SlotName, SlotState, drop_slot, end_stale_sessions, end_stale_walsender, slot_state,

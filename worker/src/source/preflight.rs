@@ -22,20 +22,18 @@ pub struct Inspection {
     pub tables: Vec<SourceTable>,
 }
 
-/// Checks the server, the role and the tables. The slot is the one that the caller will read: while it does not
-/// exist, a free one is needed. Leaves the session with an empty `search_path`, so that everything it prints is
-/// qualified.
+/// Checks the server, the role and the tables. Leaves the session with an empty `search_path`, so that everything it
+/// prints is qualified.
 pub async fn preflight(
     client: &Client,
     spec: &PostgresSource,
     patterns: &[TablePattern],
-    slot: &SlotName,
 ) -> Result<Inspection, SourceError> {
     client
         .batch_execute("SET search_path = ''")
         .await
         .map_err(|error| SourceError::sql(&error, "preparing the session"))?;
-    let server = ServerFacts::read(client, slot).await?;
+    let server = ServerFacts::read(client).await?;
     server.check()?;
     let identity = SourceIdentity::read(client).await?;
     let found = find_tables(client, patterns).await?;
@@ -48,8 +46,34 @@ pub async fn preflight(
     Ok(Inspection { identity, tables })
 }
 
+/// Checks that the stream can be read: while the slot does not exist, a free one is needed, and a free WAL sender
+/// unless a predecessor's holds the slot.
+pub async fn check_room(client: &Client, slot: &SlotName) -> Result<(), SourceError> {
+    let row = client
+        .query_one(
+            "SELECT pg_catalog.current_setting('max_replication_slots')::int8, pg_catalog.count(*), \
+               coalesce(pg_catalog.bool_or(slot_name = $1::text::name), false), \
+               pg_catalog.current_setting('max_wal_senders')::int8, \
+               (SELECT pg_catalog.count(*) FROM pg_catalog.pg_stat_replication), \
+               coalesce(pg_catalog.bool_or(slot_name = $1::text::name AND active), false) \
+             FROM pg_catalog.pg_replication_slots",
+            &[&slot.as_str()],
+        )
+        .await
+        .map_err(|error| SourceError::sql(&error, "counting its replication slots"))?;
+    let (max, used, is_there): (i64, i64, bool) = (row.get(0), row.get(1), row.get(2));
+    if !is_there && used >= max {
+        return Err(SourceError::NoFreeSlot { used, max });
+    }
+    let (max, used, is_active): (i64, i64, bool) = (row.get(3), row.get(4), row.get(5));
+    // A sender that holds our slot is a predecessor's and will be ended.
+    if !is_active && used >= max {
+        return Err(SourceError::NoFreeWalSender { used, max });
+    }
+    Ok(())
+}
+
 /// What the server and the role can do.
-#[expect(clippy::struct_excessive_bools, reason = "independent facts of the catalogue")]
 struct ServerFacts {
     version: u32,
     version_text: String,
@@ -59,16 +83,10 @@ struct ServerFacts {
     can_replicate: bool,
     database: String,
     can_create: bool,
-    slots_max: i64,
-    slots_used: i64,
-    has_slot: bool,
-    senders_max: i64,
-    senders_used: i64,
-    is_slot_active: bool,
 }
 
 impl ServerFacts {
-    async fn read(client: &Client, slot: &SlotName) -> Result<Self, SourceError> {
+    async fn read(client: &Client) -> Result<Self, SourceError> {
         let row = client
             .query_one(
                 "SELECT pg_catalog.current_setting('server_version_num')::int8, \
@@ -78,17 +96,9 @@ impl ServerFacts {
                      SELECT FROM pg_catalog.pg_roles AS managed WHERE managed.rolname = 'rds_replication' \
                      AND pg_catalog.pg_has_role(managed.oid, 'MEMBER')), \
                    pg_catalog.current_database()::text, \
-                   pg_catalog.has_database_privilege(pg_catalog.current_database(), 'CREATE'), \
-                   pg_catalog.current_setting('max_replication_slots')::int8, s.used, s.is_there, \
-                   pg_catalog.current_setting('max_wal_senders')::int8, \
-                   (SELECT pg_catalog.count(*) FROM pg_catalog.pg_stat_replication), s.is_active \
-                 FROM pg_catalog.pg_roles AS r, ( \
-                   SELECT pg_catalog.count(*) AS used, \
-                     coalesce(pg_catalog.bool_or(slot_name = $1::text::name), false) AS is_there, \
-                     coalesce(pg_catalog.bool_or(slot_name = $1::text::name AND active), false) AS is_active \
-                   FROM pg_catalog.pg_replication_slots) AS s \
-                 WHERE r.rolname = current_user",
-                &[&slot.as_str()],
+                   pg_catalog.has_database_privilege(pg_catalog.current_database(), 'CREATE') \
+                 FROM pg_catalog.pg_roles AS r WHERE r.rolname = current_user",
+                &[],
             )
             .await
             .map_err(|error| SourceError::sql(&error, "reading its settings"))?;
@@ -101,12 +111,6 @@ impl ServerFacts {
             can_replicate: row.get(5),
             database: row.get(6),
             can_create: row.get(7),
-            slots_max: row.get(8),
-            slots_used: row.get(9),
-            has_slot: row.get(10),
-            senders_max: row.get(11),
-            senders_used: row.get(12),
-            is_slot_active: row.get(13),
         })
     }
 
@@ -122,13 +126,6 @@ impl ServerFacts {
         }
         if !self.can_replicate {
             return Err(SourceError::ReplicationMissing { role: self.role.clone() });
-        }
-        if !self.has_slot && self.slots_used >= self.slots_max {
-            return Err(SourceError::NoFreeSlot { used: self.slots_used, max: self.slots_max });
-        }
-        // A sender that holds our slot is a predecessor's and will be ended.
-        if !self.is_slot_active && self.senders_used >= self.senders_max {
-            return Err(SourceError::NoFreeWalSender { used: self.senders_used, max: self.senders_max });
         }
         Ok(())
     }

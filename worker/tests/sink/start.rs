@@ -114,6 +114,22 @@ async fn adopter_takes_over_all_and_the_old_pipeline_stops() {
 }
 
 #[tokio::test]
+async fn state_of_another_number_of_shards_is_not_adopted() {
+    let database = Database::new().await;
+    let of_two = || Owner { shards: 2, ..owner() };
+    database.start(of_two()).await;
+    let (mut second, _) = database.start(Owner { shard: 1, ..of_two() }).await;
+    second.begin_at(&after(5)).await.unwrap();
+    let adopter = Owner { adopt: Some("uid-a".into()), ..other_owner() };
+    let message = assert_failed(database.try_start(adopter.clone()).await, Reason::ManifestInvalid);
+    assert!(message.contains("uid-a has 2 shards") && message.contains("worker.shards to 2"), "{message}");
+    for shard in [1, 0] {
+        let (_, started) = database.start(Owner { shards: 2, shard, ..adopter.clone() }).await;
+        assert_eq!(started.checkpoint.is_some(), shard == 1);
+    }
+}
+
+#[tokio::test]
 async fn nothing_to_adopt_is_said() {
     let database = Database::new().await;
     let adopter = Owner { adopt: Some("uid-gone".into()), ..owner() };

@@ -105,6 +105,7 @@ pub(crate) fn owner() -> Owner {
         revision: "r1".into(),
         revision_number: Some(1),
         shard: 0,
+        shards: 1,
         volume_id: Uuid::nil(),
         adopt: None,
     }

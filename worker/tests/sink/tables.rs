@@ -123,6 +123,76 @@ async fn missing_columns_are_told_with_their_statement() {
 }
 
 #[tokio::test]
+async fn a_copied_table_that_lacks_values_is_to_be_dropped_and_not_altered() {
+    let database = Database::new().await;
+    let (mut sink, _) = database.start(owner()).await;
+    try_ensure(&mut sink, &table("t", &[("id", INT8, "bigint")])).await.unwrap();
+    let message = assert_failed(try_ensure(&mut sink, &t()).await, Reason::SinkTableMismatch);
+    assert!(
+        message.contains("Run on the sink: DROP TABLE \"public\".\"t\"; A table that is dropped"),
+        "{message}"
+    );
+    database.sql.run("DROP TABLE t").await.unwrap();
+    assert_eq!(try_ensure(&mut sink, &t()).await.unwrap(), TableState::Stale);
+    assert_eq!(database.lines("SELECT * FROM t").await, [""; 0]);
+}
+
+#[tokio::test]
+async fn unlogged_tables_and_partitions_are_refused() {
+    let database = Database::with(
+        "CREATE UNLOGGED TABLE t (id bigint PRIMARY KEY, note text);
+         CREATE TABLE p (id bigint PRIMARY KEY, note text) PARTITION BY RANGE (id);
+         CREATE UNLOGGED TABLE p1 PARTITION OF p DEFAULT",
+    )
+    .await;
+    let (mut sink, _) = database.start(owner()).await;
+    for (name, statement) in
+        [("t", "ALTER TABLE public.t SET LOGGED"), ("p", "ALTER TABLE public.p1 SET LOGGED")]
+    {
+        let source = table(name, &[("id", INT8, "bigint"), ("note", TEXT, "text")]);
+        let message = assert_failed(try_ensure(&mut sink, &source).await, Reason::SinkTableMismatch);
+        assert!(message.contains("is UNLOGGED") && message.contains(statement), "{message}");
+        database.sql.run(statement).await.unwrap();
+        assert_eq!(try_ensure(&mut sink, &source).await.unwrap(), TableState::Copying);
+    }
+}
+
+#[tokio::test]
+async fn a_first_position_forgets_what_was_copied_before_it() {
+    let database = Database::new().await;
+    let (mut sink, _) = database.start(owner()).await;
+    sink.assign(&[(t().name, 0)].into()).await.unwrap();
+    ensure(&mut sink, &[t()]).await;
+    sink.mark_ready(&t().name, after(1).end_lsn).await.unwrap();
+    sink.begin_at(&after(0)).await.unwrap();
+    assert_eq!(try_ensure(&mut sink, &t()).await.unwrap(), TableState::Copying);
+    let (_, again) = database.start(owner()).await;
+    assert_eq!(again.checkpoint, Some(after(0)));
+}
+
+#[tokio::test]
+async fn a_shard_that_gets_or_loses_a_table_loses_the_fence() {
+    let database = Database::new().await;
+    let (mut first, _) = database.start(owner()).await;
+    let second = || sink::Owner { shard: 1, ..owner() };
+    let (running, _) = database.start(second()).await;
+    let mut writer = running.writer(0).await.unwrap();
+    first.assign(&[(t().name, 1)].into()).await.unwrap();
+    assert_failed(writer.commit(&after(1)).await, Reason::Fenced);
+
+    let (mut running, _) = database.start(second()).await;
+    ensure(&mut running, &[t()]).await;
+    running.mark_ready(&t().name, after(1).end_lsn).await.unwrap();
+    let mut writer = running.writer(0).await.unwrap();
+    first.assign(&[(t().name, 1)].into()).await.unwrap();
+    writer.commit(&after(1)).await.unwrap();
+    first.copy_again(&[t().name]).await.unwrap();
+    assert_failed(writer.commit(&after(2)).await, Reason::Fenced);
+    let (mut running, _) = database.start(second()).await;
+    assert_eq!(try_ensure(&mut running, &t()).await.unwrap(), TableState::Stale);
+}
+
+#[tokio::test]
 async fn everything_that_does_not_fit_is_told_at_once() {
     let database = Database::with("CREATE TABLE t (id bigint); CREATE VIEW u AS SELECT 1 AS id").await;
     let (mut sink, _) = database.start(owner()).await;
@@ -278,7 +348,7 @@ async fn table_that_moves_is_a_new_table() {
     sink.mark_ready(&t().name, Lsn(100)).await.unwrap();
     let map = TableMap::new([("public".to_owned(), "moved".to_owned())].into());
     let (mut sink, _) = sink::start(database.endpoint().await, owner(), map, &source()).await.unwrap();
-    assert_eq!(try_ensure(&mut sink, &t()).await.unwrap(), TableState::Copying);
+    assert_eq!(try_ensure(&mut sink, &t()).await.unwrap(), TableState::Stale);
     let (mut other, _) = database.start(other_owner()).await;
     database.sql.run("TRUNCATE public.t").await.unwrap();
     assert_eq!(try_ensure(&mut other, &t()).await.unwrap(), TableState::Copying, "the old place is free");
@@ -291,5 +361,5 @@ async fn dropped_table_is_made_and_copied_again() {
     ensure(&mut sink, &[t()]).await;
     sink.mark_ready(&t().name, Lsn(100)).await.unwrap();
     database.sql.run("DROP TABLE t").await.unwrap();
-    assert_eq!(try_ensure(&mut sink, &t()).await.unwrap(), TableState::Copying);
+    assert_eq!(try_ensure(&mut sink, &t()).await.unwrap(), TableState::Stale);
 }

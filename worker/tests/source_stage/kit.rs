@@ -101,7 +101,7 @@ pub(crate) async fn inspect_with(
     publication: Option<&str>,
 ) -> Result<Inspection, SourceError> {
     let session = session(endpoint).await;
-    preflight(&session, &spec(endpoint, tables, publication), &patterns(tables), &test_slot()).await
+    preflight(&session, &spec(endpoint, tables, publication), &patterns(tables)).await
 }
 
 /// Inspects the tables and publishes them.

@@ -6,8 +6,9 @@ use penstock_worker::change::ReplicaIdentity;
 use penstock_worker::change::table::{EnumType, SourceColumn, SourceTable, TableName};
 use penstock_worker::failure::Failure;
 use penstock_worker::postgres::Endpoint;
+use penstock_worker::source::check_room;
 
-use crate::kit::{assert_says, endpoint, endpoint_as, inspect, inspect_with};
+use crate::kit::{assert_says, endpoint, endpoint_as, inspect, inspect_with, session, test_slot};
 
 const SHOP: &str = r#"
     CREATE SCHEMA sales; CREATE SCHEMA "Odd""Schema";
@@ -288,12 +289,12 @@ async fn servers_that_cannot_be_followed_are_refused_with_what_to_do() {
         .start()
         .await
         .unwrap();
-    server.run("postgres", "CREATE TABLE t (id int PRIMARY KEY)").await.unwrap();
     let endpoint = endpoint(&server, "postgres");
-    let failure: Failure = inspect(&endpoint, &["public.t"]).await.unwrap_err().into();
+    let session = session(&endpoint).await;
+    let failure: Failure = check_room(&session, &test_slot()).await.unwrap_err().into();
     assert_says(&failure, Reason::NoFreeReplicationSlot, &["0 of 0", "max_wal_senders"]);
     let take = "SELECT pg_create_logical_replication_slot('other', 'pgoutput')";
     server.run("postgres", take).await.unwrap();
-    let failure: Failure = inspect(&endpoint, &["public.t"]).await.unwrap_err().into();
+    let failure: Failure = check_room(&session, &test_slot()).await.unwrap_err().into();
     assert_says(&failure, Reason::NoFreeReplicationSlot, &["1 of 1", "max_replication_slots"]);
 }

@@ -4,6 +4,8 @@
 CREATE TABLE penstock.checkpoint (
     uid              text        NOT NULL,
     shard            integer     NOT NULL,
+    -- How many shards the pipeline has: the assignment of tables is worth nothing with another number.
+    shards           integer     NOT NULL,
     namespace        text        NOT NULL,
     name             text        NOT NULL,
     revision         text        NOT NULL,
@@ -46,7 +48,8 @@ CREATE TABLE penstock.table_state (
     -- Names are given anew; a table of another OID is another table, and is copied from its beginning.
     source_oid    bigint      NOT NULL,
     sink_oid      bigint      NOT NULL,
-    state         text        NOT NULL CHECK (state IN ('copying', 'ready')),
+    -- stale: the stream left changes of it out, so the rows that are there are worth nothing.
+    state         text        NOT NULL CHECK (state IN ('copying', 'ready', 'stale')),
     -- Changes committed at the source before it are in the copy.
     ready_lsn     pg_lsn      CHECK ((state = 'ready') = (ready_lsn IS NOT NULL)),
     chunks_copied bigint      NOT NULL DEFAULT 0,
@@ -60,6 +63,8 @@ CREATE TABLE penstock.assignment (
     source_schema text    NOT NULL,
     source_table  text    NOT NULL,
     shard         integer NOT NULL,
+    -- OID of the table's entry in the publication: another one after it was taken out and put back. 0: none of its own.
+    published_as  bigint,
     PRIMARY KEY (uid, source_schema, source_table)
 );
 

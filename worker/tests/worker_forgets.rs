@@ -1,0 +1,151 @@
+//! Tables of which the stream left changes out, or that are others than they were: never taken for whole, always
+//! copied again. The tables are made, dropped, renamed and unpublished by hand while the worker runs, and while not.
+
+mod common;
+
+use anyhow::{Result, ensure};
+use common::{Rig, Worker};
+use penstock_e2e::postgres::Version;
+use serde_json::json;
+
+const STREAMING: &str = "\"message\":\"streaming\"";
+const A_AND_B: &str = "CREATE TABLE a (id int PRIMARY KEY); CREATE TABLE b (id int PRIMARY KEY);
+    INSERT INTO a VALUES (1); INSERT INTO b VALUES (1)";
+
+async fn rig(tables: &[&str]) -> Result<Rig> {
+    let rig = Rig::new(Version::V15, tables).await?;
+    rig.on_source(A_AND_B).await?;
+    Ok(rig)
+}
+
+async fn streaming(rig: &Rig) -> Result<Worker> {
+    let worker = rig.start(0)?;
+    worker.wait_for_output(STREAMING).await?;
+    Ok(worker)
+}
+
+async fn alter_publication(rig: &Rig, what: &str) -> Result<()> {
+    let name = rig.source_value("SELECT pubname FROM pg_publication").await?;
+    rig.on_source(&format!("ALTER PUBLICATION {name} {what}")).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_table_taken_out_of_the_publication_under_the_stream_is_copied_again() -> Result<()> {
+    let rig = rig(&["public.a", "public.b"]).await?;
+    let _worker = streaming(&rig).await?;
+    alter_publication(&rig, "DROP TABLE b").await?;
+    rig.on_source("INSERT INTO b VALUES (2); DELETE FROM b WHERE id = 1; INSERT INTO a VALUES (2)").await?;
+    rig.wait_for("SELECT string_agg(id::text, ' ' ORDER BY id) FROM b", "2").await?;
+    rig.wait_until_caught_up().await?;
+    rig.assert_equal(&["a", "b"]).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_table_taken_out_and_put_back_while_no_worker_ran_is_copied_again() -> Result<()> {
+    let rig = rig(&["public.a", "public.b"]).await?;
+    let mut worker = streaming(&rig).await?;
+    worker.terminate()?;
+    alter_publication(&rig, "DROP TABLE b").await?;
+    rig.on_source("INSERT INTO b VALUES (2); DELETE FROM b WHERE id = 1").await?;
+    alter_publication(&rig, "ADD TABLE ONLY b").await?;
+    let _again = rig.start(0)?;
+    rig.wait_for("SELECT string_agg(id::text, ' ' ORDER BY id) FROM b", "2").await?;
+    rig.assert_equal(&["a", "b"]).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_given_publication_that_lost_a_table_for_a_while_is_not_trusted_again() -> Result<()> {
+    let mut rig = rig(&["public.a", "public.b"]).await?;
+    rig.on_source("CREATE PUBLICATION given FOR TABLE a, b").await?;
+    rig.manifest["spec"]["source"]["postgres"]["publication"] = json!("given");
+    let worker = streaming(&rig).await?;
+    alter_publication(&rig, "DROP TABLE b").await?;
+    rig.on_source("INSERT INTO b VALUES (2); DELETE FROM b WHERE id = 1").await?;
+    worker.wait_for_output("\"reason\":\"PublicationUnsuitable\"").await?;
+    alter_publication(&rig, "ADD TABLE b").await?;
+    rig.wait_for("SELECT string_agg(id::text, ' ' ORDER BY id) FROM b", "2").await?;
+    rig.assert_equal(&["a", "b"]).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_table_made_anew_under_the_stream_is_copied_again_without_a_change_of_it() -> Result<()> {
+    let rig = rig(&["public.*"]).await?;
+    let _worker = streaming(&rig).await?;
+    rig.wait_until_caught_up().await?;
+    rig.on_source(
+        "BEGIN; ALTER TABLE b RENAME TO old_b; CREATE TABLE b (id int PRIMARY KEY); INSERT INTO b VALUES (7); \
+         DROP TABLE old_b; COMMIT",
+    )
+    .await?;
+    rig.wait_for("SELECT string_agg(id::text, ' ' ORDER BY id) FROM b", "7").await?;
+    rig.assert_equal(&["a", "b"]).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_new_table_is_taken_while_the_stream_runs_and_an_unsuitable_one_does_not_stop_it() -> Result<()> {
+    let rig = rig(&["public.*"]).await?;
+    let worker = streaming(&rig).await?;
+    rig.on_source("CREATE TABLE c (id int PRIMARY KEY); INSERT INTO c VALUES (1)").await?;
+    rig.wait_for("SELECT count(*) FROM c", "1").await?;
+    rig.on_source("CREATE TABLE nameless (id int); INSERT INTO nameless VALUES (1)").await?;
+    worker.wait_for_output("NewTableUnsuitable").await?;
+    ensure!(worker.output()?.contains("public.nameless"), "the table is not named");
+    rig.on_source("INSERT INTO c VALUES (2)").await?;
+    rig.wait_for("SELECT count(*) FROM c", "2").await?;
+    rig.on_source("ALTER TABLE nameless ADD PRIMARY KEY (id)").await?;
+    rig.wait_for("SELECT count(*) FROM nameless", "1").await?;
+    rig.assert_equal(&["a", "b", "c", "nameless"]).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn other_shards_take_new_tables_and_copy_lost_ones_again_without_a_restart_by_hand() -> Result<()> {
+    let mut rig = rig(&["public.*"]).await?;
+    rig.manifest["spec"]["worker"] = json!({"shards": 2});
+    let _workers = [rig.start(0)?, rig.start(1)?];
+    rig.wait_for("SELECT count(*) FROM penstock.table_state WHERE state = 'ready'", "2").await?;
+    // Enough of them that each shard gets some.
+    for table in 0..6 {
+        rig.on_source(&format!(
+            "CREATE TABLE t{table} (id int PRIMARY KEY); INSERT INTO t{table} VALUES (1)"
+        ))
+        .await?;
+    }
+    rig.wait_for("SELECT count(*) FROM penstock.table_state WHERE state = 'ready'", "8").await?;
+    let of_shard_1 = "SELECT min(source_table) FROM penstock.assignment WHERE shard = 1";
+    let lost = rig.sink_value(of_shard_1).await?;
+    alter_publication(&rig, &format!("DROP TABLE {lost}")).await?;
+    rig.on_source(&format!("INSERT INTO {lost} VALUES (2)")).await?;
+    rig.wait_for(&format!("SELECT count(*) FROM {lost}"), "2").await?;
+    rig.wait_until_caught_up().await?;
+    rig.assert_equal(&["a", "b", "t0", "t1", "t2", "t3", "t4", "t5"]).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn rows_that_were_never_copied_are_not_taken_for_whole_after_changes_were_left_out() -> Result<()> {
+    let mut rig = rig(&["public.a", "public.b"]).await?;
+    rig.on_sink(A_AND_B).await?;
+    rig.manifest["spec"]["source"]["postgres"]["snapshot"] = json!({"mode": "Never"});
+    let mut worker = streaming(&rig).await?;
+    worker.kill()?;
+    alter_publication(&rig, "DROP TABLE b").await?;
+    rig.on_source("INSERT INTO b VALUES (2)").await?;
+    let again = rig.start(0)?;
+    again.wait_for_output("\"reason\":\"SinkDiverged\"").await?;
+    ensure!(again.output()?.contains("public.b"), "the table is not named");
+    ensure!(
+        rig.sink_value("SELECT state FROM penstock.table_state WHERE source_table = 'b'").await? == "stale"
+    );
+    ensure!(rig.sink_value("SELECT count(*) FROM b").await? == "1", "rows that are the user's were touched");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_sink_table_dropped_as_advised_is_made_and_copied_again_with_the_values_of_now() -> Result<()> {
+    let rig = rig(&["public.a"]).await?;
+    let worker = streaming(&rig).await?;
+    rig.on_source("ALTER TABLE a ADD COLUMN chance float DEFAULT random(); INSERT INTO a VALUES (2)").await?;
+    worker.wait_for_output("DROP TABLE \\\"public\\\".\\\"a\\\";").await?;
+    rig.on_sink("DROP TABLE a").await?;
+    rig.wait_for("SELECT count(chance) FROM a", "2").await?;
+    rig.assert_equal(&["a"]).await
+}
