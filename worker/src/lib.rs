@@ -6,6 +6,7 @@ pub mod checkpoint;
 pub mod clean_up;
 pub mod decode;
 pub mod failure;
+pub mod incremental;
 pub mod pipeline;
 pub mod postgres;
 pub mod progress;

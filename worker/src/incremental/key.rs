@@ -1,0 +1,101 @@
+//! Keys whose order the source and the worker agree on.
+
+use bytes::Bytes;
+
+use crate::change::{Relation, Row, Value};
+
+/// How the binary forms of a type are ordered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum KeyOrder {
+    /// A big-endian number with sign: integers, dates, times, timestamps.
+    Signed,
+    /// Byte by byte: OIDs, booleans, UUIDs, `bytea`.
+    Bytes,
+}
+
+impl KeyOrder {
+    /// Of a built-in type; `None` where the order depends on more than the bytes (collations, numeric, floats).
+    pub fn of_type(oid: u32) -> Option<Self> {
+        match oid {
+            // int8, int2, int4, date, time, timestamp, timestamptz
+            20 | 21 | 23 | 1082 | 1083 | 1114 | 1184 => Some(Self::Signed),
+            // bool, bytea, oid, uuid
+            16 | 17 | 26 | 2950 => Some(Self::Bytes),
+            _ => None,
+        }
+    }
+}
+
+/// A column of a key.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct KeyColumn {
+    /// Its name.
+    pub name: String,
+    /// Its type as SQL writes it.
+    pub type_sql: String,
+    /// How its values are ordered.
+    pub order: KeyOrder,
+}
+
+/// Values of a key's columns. Ordered as the source's index is.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Key(Vec<Vec<u8>>);
+
+/// A row whose key cannot be read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum InvalidKey {
+    /// The stream described no such column, or sent no value for it.
+    #[error("a column of the key is not in the row")]
+    Missing,
+    /// NULL, or a value in text.
+    #[error("a column of the key has no value in binary form")]
+    NotBinary,
+}
+
+impl Key {
+    /// Of binary values, in the order of the key's columns.
+    pub fn new(columns: &[KeyColumn], values: &[Bytes]) -> Self {
+        Self(columns.iter().zip(values).map(|(column, value)| ordered(column.order, value)).collect())
+    }
+
+    pub(super) fn of_row(columns: &[KeyColumn], places: &[usize], row: &Row) -> Result<Self, InvalidKey> {
+        if places.len() != columns.len() {
+            return Err(InvalidKey::Missing);
+        }
+        let part = |(column, place): (&KeyColumn, &usize)| match row.0.get(*place) {
+            Some(Value::Binary(bytes)) => Ok(ordered(column.order, bytes)),
+            Some(Value::Null | Value::Text(_)) => Err(InvalidKey::NotBinary),
+            Some(Value::Unchanged) | None => Err(InvalidKey::Missing),
+        };
+        columns.iter().zip(places).map(part).collect::<Result<_, _>>().map(Self)
+    }
+
+    /// Of a changed row; a column of the key that did not change may be a TOAST value that was not sent again.
+    pub(super) fn of_changed_row(
+        columns: &[KeyColumn],
+        places: &[usize],
+        old: &Row,
+        new: &Row,
+    ) -> Result<Self, InvalidKey> {
+        if places.iter().all(|place| new.0.get(*place) != Some(&Value::Unchanged)) {
+            return Self::of_row(columns, places, new);
+        }
+        let merged = old.0.iter().zip(&new.0).map(|(old, new)| if *new == Value::Unchanged { old } else { new });
+        Self::of_row(columns, places, &Row(merged.cloned().collect()))
+    }
+}
+
+/// Bytes whose order is that of the values.
+fn ordered(order: KeyOrder, value: &[u8]) -> Vec<u8> {
+    let mut bytes = value.to_vec();
+    if let (KeyOrder::Signed, Some(first)) = (order, bytes.first_mut()) {
+        *first ^= 0x80;
+    }
+    bytes
+}
+
+/// Where the key's columns are in the rows of a relation.
+pub(super) fn places(key: &[KeyColumn], relation: &Relation) -> Result<Vec<usize>, InvalidKey> {
+    let place = |column: &KeyColumn| relation.columns.iter().position(|other| other.name == column.name);
+    key.iter().map(place).collect::<Option<_>>().ok_or(InvalidKey::Missing)
+}
