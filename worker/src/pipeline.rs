@@ -3,13 +3,17 @@
 
 mod apply;
 mod copy;
+mod followed;
+mod land;
+mod ranges;
 mod start;
 mod stream;
 mod watch;
 
 use tokio_util::sync::CancellationToken;
 
-use self::apply::ReadyTables;
+use self::followed::FollowedTables;
+use self::ranges::RangeTable;
 use self::start::{Assigned, Fenced};
 use crate::change::Checkpoint;
 use crate::checkpoint::Volume;
@@ -60,10 +64,11 @@ async fn prepare(context: Context<'_>) -> Result<Ready, Failure> {
     let states = copy::ensure_tables(context, &assigned, &mut fenced).await?;
     // 7. The position; from here on the source keeps its log for this shard.
     let mut resumed = start::begin(context, &source, &mut fenced, &mut volume, beginning).await?;
-    // 8. The rows that are not there yet.
-    let tables = copy::copy_missing(context, &assigned, states, &mut fenced, &mut resumed).await?;
+    // 8. The rows that are not there yet, but for those that can be copied while the stream runs.
+    let (tables, ranges) =
+        copy::copy_missing(context, &source.session, &assigned, states, &mut fenced, &mut resumed).await?;
     source.session.close().await;
-    Ok(Ready { volume, fenced, checkpoint: resumed.checkpoint, tables, followed })
+    Ok(Ready { volume, fenced, checkpoint: resumed.checkpoint, tables, ranges, followed })
 }
 
 /// Everything that the stream needs.
@@ -71,6 +76,8 @@ struct Ready {
     volume: Volume,
     fenced: Fenced,
     checkpoint: Checkpoint,
-    tables: ReadyTables,
+    tables: FollowedTables,
+    /// The tables that are copied while the stream runs.
+    ranges: Vec<RangeTable>,
     followed: Followed,
 }

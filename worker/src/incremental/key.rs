@@ -2,7 +2,8 @@
 
 use bytes::Bytes;
 
-use crate::change::{Relation, Row, Value};
+use crate::change::table::SourceTable;
+use crate::change::{Relation, ReplicaIdentity, Row, Value};
 
 /// How the binary forms of a type are ordered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -24,6 +25,21 @@ impl KeyOrder {
             _ => None,
         }
     }
+}
+
+/// The key by whose ranges a table can be copied: the columns that name a row in the stream, if the order of all of
+/// them is known. `None`: the table is copied as a whole.
+pub fn key_of(table: &SourceTable) -> Option<Vec<KeyColumn>> {
+    let names = match table.replica_identity {
+        ReplicaIdentity::Default | ReplicaIdentity::Index => &table.identity_columns,
+        ReplicaIdentity::Full | ReplicaIdentity::Nothing => &table.primary_key,
+    };
+    let column = |name: &String| {
+        let column = table.columns.iter().find(|column| column.name == *name)?;
+        let order = KeyOrder::of_type(column.type_oid)?;
+        Some(KeyColumn { name: name.clone(), type_sql: column.type_sql.clone(), order })
+    };
+    names.iter().map(column).collect::<Option<Vec<_>>>().filter(|key| !key.is_empty())
 }
 
 /// A column of a key.
@@ -80,7 +96,8 @@ impl Key {
         if places.iter().all(|place| new.0.get(*place) != Some(&Value::Unchanged)) {
             return Self::of_row(columns, places, new);
         }
-        let merged = old.0.iter().zip(&new.0).map(|(old, new)| if *new == Value::Unchanged { old } else { new });
+        let merged =
+            old.0.iter().zip(&new.0).map(|(old, new)| if *new == Value::Unchanged { old } else { new });
         Self::of_row(columns, places, &Row(merged.cloned().collect()))
     }
 }

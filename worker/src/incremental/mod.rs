@@ -22,7 +22,7 @@ mod tests;
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-pub use key::{InvalidKey, Key, KeyColumn, KeyOrder};
+pub use key::{InvalidKey, Key, KeyColumn, KeyOrder, key_of};
 pub use snapshot::{InvalidSnapshot, Snapshot};
 
 use crate::change::{Change, OldRow, Relation, Row, Value};
@@ -64,6 +64,8 @@ pub struct Table {
     left_out: BTreeSet<u32>,
     /// The last snapshot: what it sees, every later one sees.
     seen: Option<Arc<Snapshot>>,
+    /// How the stream described the table since the range was opened, if it did.
+    described: Option<Relation>,
 }
 
 /// The range that is being read.
@@ -132,7 +134,6 @@ pub struct Read {
 fn within(change: Change, old_is_held: bool, new_is_held: bool) -> Verdict {
     match (change, old_is_held, new_is_held) {
         (change, true, true) => Verdict::Apply(change),
-        (_, false, false) => Verdict::Leave,
         (Change::Update { relation, old: Some(old), .. }, true, false) => {
             Verdict::Apply(Change::Delete { relation, old })
         }
@@ -141,14 +142,22 @@ fn within(change: Change, old_is_held: bool, new_is_held: bool) -> Verdict {
             Verdict::Apply(Change::Insert { relation, new })
         }
         // Only an UPDATE that sent its old row has two keys.
-        (_, true, false) | (_, false, true) => Verdict::Leave,
+        (_, false | true, false) | (_, false, true) => Verdict::Leave,
     }
 }
 
 impl Table {
     /// A table of which so much is copied.
     pub fn new(key: Vec<KeyColumn>, copied: Copied) -> Self {
-        Self { key, places: Vec::new(), copied, range: Range::None, left_out: BTreeSet::new(), seen: None }
+        Self {
+            key,
+            places: Vec::new(),
+            copied,
+            range: Range::None,
+            left_out: BTreeSet::new(),
+            seen: None,
+            described: None,
+        }
     }
 
     /// Its key.
@@ -163,6 +172,12 @@ impl Table {
 
     /// The stream describes the table's rows from here on.
     pub fn describe(&mut self, relation: &Relation) -> Result<(), InvalidKey> {
+        self.described = Some(relation.clone());
+        self.set_shape(relation)
+    }
+
+    /// Rows have the columns of `relation` from here on, though the stream did not say so.
+    pub fn set_shape(&mut self, relation: &Relation) -> Result<(), InvalidKey> {
         self.places = key::places(&self.key, relation)?;
         Ok(())
     }
@@ -188,6 +203,7 @@ impl Table {
 
     /// A snapshot is about to be taken.
     pub fn opening(&mut self) {
+        self.described = None;
         self.range = Range::Opening(Kept::default());
     }
 
@@ -212,11 +228,28 @@ impl Table {
         true
     }
 
+    /// Whether the rows that were read have the columns that the table has at the watermark. If not, the range is read
+    /// again: the table was altered in between.
+    pub fn has_columns_of(&self, read: &Read) -> bool {
+        self.described.as_ref().is_none_or(|described| *described == read.relation)
+    }
+
+    /// The range that was opened is not brought into the sink.
+    pub fn abandon(&mut self) {
+        if let Range::Opening(mut kept) | Range::Open { mut kept, .. } =
+            std::mem::replace(&mut self.range, Range::None)
+        {
+            self.left_out.append(&mut kept.xids);
+        }
+    }
+
     /// The stream reached the watermark: the changes that bring the range into the sink, or `None` when it has to be
     /// read again. `is_ordered`: the rows must not be changed after they are inserted, because another unique index
     /// could see it.
     pub fn land(&mut self, read: Read, is_ordered: bool) -> Result<Option<Vec<Change>>, InvalidKey> {
-        let Range::Open { mut kept, .. } = std::mem::replace(&mut self.range, Range::None) else { return Ok(None) };
+        let Range::Open { mut kept, .. } = std::mem::replace(&mut self.range, Range::None) else {
+            return Ok(None);
+        };
         self.left_out.append(&mut kept.xids);
         if kept.is_void {
             return Ok(None);

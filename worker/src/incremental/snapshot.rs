@@ -27,7 +27,8 @@ impl std::str::FromStr for Snapshot {
         let mut number = || parts.next().and_then(|part| part.parse().ok()).ok_or_else(invalid);
         let (xmin, xmax) = (number()?, number()?);
         let list = parts.next().ok_or_else(invalid)?;
-        let running = list.split(',').filter(|xid| !xid.is_empty()).map(|xid| xid.parse().map_err(|_| invalid()));
+        let running =
+            list.split(',').filter(|xid| !xid.is_empty()).map(|xid| xid.parse().map_err(|_| invalid()));
         Ok(Self { xmin, xmax, running: running.collect::<Result<_, _>>()? })
     }
 }

@@ -20,7 +20,8 @@ fn row(id: i64, body: i64) -> Row {
 }
 
 fn relation() -> Relation {
-    let column = |name: &str, is_key| RelationColumn { name: name.into(), type_oid: 20, type_modifier: -1, is_key };
+    let column =
+        |name: &str, is_key| RelationColumn { name: name.into(), type_oid: 20, type_modifier: -1, is_key };
     Relation {
         id: T,
         schema: "public".into(),
@@ -186,7 +187,7 @@ fn perform(rows: &mut Rows, effect: Effect) -> Option<Change> {
 fn apply(sink: &mut Rows, change: &Change) {
     let number = |value: &Value| match value {
         Value::Binary(bytes) => i64::from_be_bytes(bytes.as_ref().try_into().unwrap()),
-        other => panic!("{other:?}"),
+        Value::Null | Value::Unchanged | Value::Text(_) => panic!("not a number"),
     };
     match change {
         Change::Insert { new, .. } => {
@@ -320,12 +321,16 @@ impl World {
             return;
         }
         self.opening = false;
-        let running: Vec<u32> =
-            self.history.iter().filter(|(_, _, invisible_for)| *invisible_for > 0).map(|(xid, ..)| *xid).collect();
+        let running: Vec<u32> = self
+            .history
+            .iter()
+            .filter(|(_, _, invisible_for)| *invisible_for > 0)
+            .map(|(xid, ..)| *xid)
+            .collect();
         let xmax = u32::try_from(self.history.len()).unwrap() + 100;
         let xmin = running.first().copied().unwrap_or(xmax);
-        let list = running.iter().map(ToString::to_string).collect::<Vec<_>>().join(",");
-        if !self.table.opened(&snapshot(&format!("{xmin}:{xmax}:{list}"))) {
+        let still = running.iter().map(ToString::to_string).collect::<Vec<_>>().join(",");
+        if !self.table.opened(&snapshot(&format!("{xmin}:{xmax}:{still}"))) {
             return;
         }
         let mut visible = Rows::new();

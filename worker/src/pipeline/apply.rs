@@ -8,15 +8,23 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
+
+use super::followed::{
+    Concern, FollowedTable, FollowedTables, Progress, incremental_table, key_is_gone, replaced,
+    unreadable_key,
+};
+use super::ranges::Ranges;
 use crate::batch::{Batch, Limits, TableTraits};
 use crate::change::table::TableName;
 use crate::change::{Change, Checkpoint, Lsn, Position, Relation, RelationId};
 use crate::checkpoint::Volume;
 use crate::decode::{self, Assembler, Event, PgTimestamp};
 use crate::failure::Failure;
+use crate::incremental::{InvalidKey, Verdict};
 use crate::serve::Metrics;
-use crate::sink::Writer;
-use crate::source::{Frame, Reader};
+use crate::sink::{CopiedRange, Writer};
+use crate::source::{Frame, Reader, WATERMARK_PREFIX};
 use crate::status::Status;
 use penstock_crds::report::Reason;
 
@@ -26,16 +34,6 @@ const IDLE_ADVANCE_EVERY: Duration = Duration::from_secs(10);
 /// A batch is written at the latest when this many times its byte bound went into it.
 const TAKEN_TO_KEPT_MAX: usize = 4;
 
-/// The tables of this shard, as they were inspected.
-pub(super) type ReadyTables = HashMap<RelationId, ReadyTable>;
-
-/// A table whose rows are copied.
-pub(super) struct ReadyTable {
-    pub(super) name: TableName,
-    /// Changes are applied from this commit on; the copy holds those before.
-    pub(super) from: Lsn,
-}
-
 /// Applies frames; owns everything that a commit touches.
 pub(super) struct Applier<'a> {
     pub(super) ends: Ends<'a>,
@@ -43,7 +41,7 @@ pub(super) struct Applier<'a> {
     /// Empty between frames; kept for its room.
     events: Vec<Event>,
     batch: Batch,
-    tables: ReadyTables,
+    pub(super) tables: FollowedTables,
     relations: HashMap<RelationId, Described>,
     max_delay: Duration,
     max_rows: u64,
@@ -61,6 +59,9 @@ pub(super) struct Applier<'a> {
     /// A sink transaction is open.
     is_writing: bool,
     last_commit: Instant,
+    pub(super) ranges: Ranges,
+    /// Ranges whose rows are in the open sink transaction.
+    pub(super) copied: Vec<CopiedRange>,
 }
 
 struct Described {
@@ -86,18 +87,11 @@ struct Pending {
 
 struct Transaction {
     commit_lsn: Lsn,
+    xid: u32,
     commit_time: PgTimestamp,
     changes: u64,
-}
-
-/// What of a change concerns this shard.
-enum Concern {
-    /// Its tables are not of this shard.
-    None,
-    /// It counts, but the copy of its table holds it already.
-    Counted,
-    /// It counts and is to be applied.
-    Applied(Change),
+    /// What messages with our prefix say.
+    watermarks: Vec<Bytes>,
 }
 
 /// Bounds of a batch, from the manifest.
@@ -119,7 +113,13 @@ pub(super) struct Ends<'a> {
 
 impl<'a> Applier<'a> {
     /// Goes on from a checkpoint.
-    pub(super) fn new(ends: Ends<'a>, checkpoint: Checkpoint, tables: ReadyTables, bounds: &Bounds) -> Self {
+    pub(super) fn new(
+        ends: Ends<'a>,
+        checkpoint: Checkpoint,
+        tables: FollowedTables,
+        ranges: Ranges,
+        bounds: &Bounds,
+    ) -> Self {
         Self {
             ends,
             assembler: Assembler::new(checkpoint.position),
@@ -140,6 +140,8 @@ impl<'a> Applier<'a> {
             transaction: None,
             is_writing: false,
             last_commit: Instant::now(),
+            ranges,
+            copied: Vec::new(),
         }
     }
 
@@ -195,23 +197,41 @@ impl<'a> Applier<'a> {
 
     async fn handle(&mut self, event: Event) -> Result<(), Failure> {
         match event {
-            Event::Begin { commit_lsn, commit_time, .. } => {
-                self.transaction = Some(Transaction { commit_lsn, commit_time, changes: 0 });
+            Event::Begin { commit_lsn, xid, commit_time } => {
+                let watermarks = Vec::new();
+                self.transaction = Some(Transaction { commit_lsn, xid, commit_time, changes: 0, watermarks });
                 Ok(())
             }
             Event::Relation(relation) => self.describe(relation).await,
             Event::Change { change, .. } => self.change(change).await,
             Event::Commit { position, end_lsn, .. } => self.settle(position, end_lsn).await,
-            Event::Message(_) => Ok(()),
+            Event::Message(message) => {
+                if let Some(transaction) = &mut self.transaction
+                    && message.transactional
+                    && message.prefix == WATERMARK_PREFIX
+                {
+                    transaction.watermarks.push(message.content);
+                }
+                Ok(())
+            }
         }
     }
 
-    /// The source describes a table before its first change and after every change of its shape: what is batched by
-    /// the old shape is written first.
+    /// The source describes a table before its first change and after every change of its shape.
     async fn describe(&mut self, relation: Arc<Relation>) -> Result<(), Failure> {
         if !self.tables.contains_key(&relation.id) {
             return self.refuse_namesake(&relation);
         }
+        if let Some(table) = self.tables.get_mut(&relation.id)
+            && let Progress::Incremental(table) = &mut table.progress
+        {
+            table.describe(&relation).map_err(|error| key_is_gone(&relation, error))?;
+        }
+        self.adopt_shape(relation).await
+    }
+
+    /// What is batched by another shape is written first.
+    pub(super) async fn adopt_shape(&mut self, relation: Arc<Relation>) -> Result<(), Failure> {
         if self.relations.get(&relation.id).is_some_and(|known| known.relation == relation) {
             return Ok(());
         }
@@ -224,9 +244,9 @@ impl<'a> Applier<'a> {
     fn refuse_namesake(&self, relation: &Relation) -> Result<(), Failure> {
         let Some(transaction) = &self.transaction else { return Ok(()) };
         let is_namesake =
-            |table: &ReadyTable| table.name.schema == relation.schema && table.name.name == relation.name;
+            |table: &FollowedTable| table.name.schema == relation.schema && table.name.name == relation.name;
         match self.tables.values().find(|table| is_namesake(table)) {
-            Some(table) if transaction.commit_lsn >= table.from => {
+            Some(table) if table.progress.counts_from(transaction.commit_lsn) => {
                 Err(replaced(&table.name, "was dropped or renamed, and another one has its name"))
             }
             Some(_) | None => Ok(()),
@@ -255,6 +275,13 @@ impl<'a> Applier<'a> {
         Ok(())
     }
 
+    /// Whether the order of the table's changes can be seen in the sink.
+    pub(super) async fn order_matters(&mut self, relation: RelationId) -> Result<bool, Failure> {
+        self.prepare(&[relation]).await?;
+        let traits = self.relations.get(&relation).and_then(|described| described.traits.as_ref());
+        Ok(traits.is_none_or(|traits| traits.order_matters))
+    }
+
     async fn change(&mut self, change: Change) -> Result<(), Failure> {
         let Some(transaction) = &mut self.transaction else {
             return Err(Failure::new(
@@ -262,8 +289,8 @@ impl<'a> Applier<'a> {
                 "the source sent a change outside a transaction",
             ));
         };
-        let commit = transaction.commit_lsn;
-        let concern = self.concern(change, commit);
+        let (commit, xid) = (transaction.commit_lsn, transaction.xid);
+        let concern = self.concern(change, commit, xid).await?;
         if matches!(concern, Concern::None) {
             return Ok(());
         }
@@ -273,6 +300,11 @@ impl<'a> Applier<'a> {
         self.sequence += 1;
         self.ends.metrics.changes.inc();
         let Concern::Applied(change) = concern else { return Ok(()) };
+        self.push(change).await
+    }
+
+    /// Into the batch, and the batch into the sink when it is full.
+    pub(super) async fn push(&mut self, change: Change) -> Result<(), Failure> {
         self.prepare(change.relations()).await?;
         let traits = change
             .relations()
@@ -290,22 +322,49 @@ impl<'a> Applier<'a> {
     }
 
     /// What of a change concerns this shard.
-    fn concern(&self, change: Change, commit: Lsn) -> Concern {
+    async fn concern(&mut self, change: Change, commit: Lsn, xid: u32) -> Result<Concern, Failure> {
+        let is_due = |tables: &FollowedTables, relation: &RelationId| {
+            tables.get(relation).is_some_and(|table| table.progress.counts_from(commit))
+        };
         if !change.relations().iter().any(|relation| self.tables.contains_key(relation)) {
-            return Concern::None;
+            return Ok(Concern::None);
         }
-        let is_due =
-            |relation: &RelationId| self.tables.get(relation).is_some_and(|table| commit >= table.from);
-        if !change.relations().iter().any(is_due) {
-            return Concern::Counted;
+        if !change.relations().iter().any(|relation| is_due(&self.tables, relation)) {
+            return Ok(Concern::Counted);
         }
-        Concern::Applied(match change {
-            Change::Truncate { relations, cascade, restart_identity } => {
-                let relations = relations.into_iter().filter(is_due).collect();
-                Change::Truncate { relations, cascade, restart_identity }
+        if let Change::Truncate { relations, cascade, restart_identity } = change {
+            let relations: Vec<_> =
+                relations.into_iter().filter(|relation| is_due(&self.tables, relation)).collect();
+            for relation in &relations {
+                if let Some(table) = incremental_table(&mut self.tables, *relation) {
+                    table.truncated();
+                }
             }
-            Change::Insert { .. } | Change::Update { .. } | Change::Delete { .. } => change,
-        })
+            return Ok(Concern::Applied(Change::Truncate { relations, cascade, restart_identity }));
+        }
+        let relation = change.relations().first().copied();
+        let table = relation.and_then(|relation| incremental_table(&mut self.tables, relation));
+        let Some(table) = table else { return Ok(Concern::Applied(change)) };
+        match table.take(xid, change).map_err(unreadable_key)? {
+            Verdict::Apply(change) => Ok(Concern::Applied(change)),
+            Verdict::Leave => Ok(Concern::Counted),
+            Verdict::CopyAgain => Err(self.copy_again(relation).await),
+        }
+    }
+
+    async fn copy_again(&mut self, relation: Option<RelationId>) -> Failure {
+        let Some(table) = relation.and_then(|relation| self.tables.get(&relation)) else {
+            return unreadable_key(InvalidKey::Missing);
+        };
+        let message = format!(
+            "A row of {} got another key while the table was copied, and its large values were not sent again; the table is \
+             copied again.",
+            table.name
+        );
+        match self.ends.writer.copy_again(&table.name).await {
+            Ok(()) => Failure::new(Reason::TableRewritten, message),
+            Err(failure) => failure,
+        }
     }
 
     /// A source transaction is complete.
@@ -317,7 +376,7 @@ impl<'a> Applier<'a> {
         let pending = self.pending.get_or_insert_with(|| Pending::new(settled));
         pending.settled = settled;
         if transaction.changes == 0 {
-            return Ok(());
+            return self.land(transaction.commit_lsn, &transaction.watermarks).await;
         }
         if pending.changes == 0 {
             pending.since = Instant::now();
@@ -328,7 +387,10 @@ impl<'a> Applier<'a> {
         pending.commit_micros = Some(commit_micros);
         let is_due = self.is_writing || pending.changes >= self.max_rows || self.max_delay.is_zero();
         self.ends.status.pending(commit_micros);
-        if is_due { self.commit().await } else { Ok(()) }
+        if is_due {
+            self.commit().await?;
+        }
+        Ok(())
     }
 
     /// The source has nothing more for this shard up to `end`.
@@ -368,6 +430,9 @@ impl<'a> Applier<'a> {
         if !self.is_writing {
             self.ends.writer.begin().await?;
         }
+        for range in &self.copied {
+            self.ends.writer.note_range(range).await?;
+        }
         let Settled { position, end_lsn } = pending.settled;
         let checkpoint = Checkpoint { position, end_lsn, sequence: self.sequence };
         self.ends.writer.commit(&checkpoint).await?;
@@ -375,6 +440,7 @@ impl<'a> Applier<'a> {
         tokio::task::block_in_place(|| self.ends.volume.advance(&checkpoint))?;
         self.ends.reader.acknowledge(end_lsn);
         self.durable = pending.settled;
+        self.tell_copied();
         self.last_commit = Instant::now();
         self.ends.status.durable(self.sequence, end_lsn, pending.commit_micros);
         self.ends.metrics.sink_commits.inc();
@@ -383,14 +449,6 @@ impl<'a> Applier<'a> {
         tracing::debug!(lsn = %end_lsn, sequence = self.sequence, changes = pending.changes, "checkpoint");
         Ok(())
     }
-}
-
-/// The next attempt looks at the source anew.
-fn replaced(table: &TableName, what: &str) -> Failure {
-    let message = format!(
-        "The source table {table} {what} while its changes were read; the tables are looked at again."
-    );
-    Failure::new(Reason::TablesChanged, message)
 }
 
 impl Pending {

@@ -2,10 +2,11 @@
 //!
 //! Rows are read at one snapshot, in chunks, by several readers; each chunk is loaded in a sink transaction of its
 //! own under the fence. A table is ready when the source proves at the end that the snapshot was whole. One that is
-//! not when the worker dies is copied again from its beginning.
+//! not when the worker dies is copied in ranges of its key while the stream runs, as is every table that comes later; one
+//! without a key whose order is known is copied again from its beginning, before the stream goes on.
 
 use std::collections::{BTreeMap, HashMap};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use futures::TryStreamExt as _;
 use futures::future::try_join_all;
@@ -13,12 +14,14 @@ use penstock_crds::report::{NoticeReason, Reason, WorkerPhase};
 use penstock_crds::source::SnapshotMode;
 
 use super::Context;
-use super::apply::{ReadyTable, ReadyTables};
+use super::followed::{FollowedTable, FollowedTables, Progress};
+use super::ranges::RangeTable;
 use super::start::{Fenced, Resumed};
 use crate::change::RelationId;
 use crate::change::table::{SourceTable, TableName};
 use crate::failure::Failure;
-use crate::postgres::{End, classify};
+use crate::incremental::{self, Copied};
+use crate::postgres::{End, Session, classify};
 use crate::sink::{CopyFormat, FirstCopy, Sink, TableState};
 use crate::source::{self, Chunk, Durability, ExportedSnapshot, SlotName, TableCopy};
 
@@ -39,18 +42,20 @@ pub(super) async fn ensure_tables(
     fenced.sink.ensure_tables(tables, first_copy).await
 }
 
-/// Step 8: copies what is missing; says from which commit on the changes of each table count.
+/// Step 8: copies what is missing, unless it can be copied in ranges of its key while the stream runs; says from which
+/// commit on the changes of each table count.
 pub(super) async fn copy_missing(
     context: Context<'_>,
+    session: &Session,
     tables: &[SourceTable],
     mut states: States,
     fenced: &mut Fenced,
     resumed: &mut Resumed,
-) -> Result<ReadyTables, Failure> {
+) -> Result<(FollowedTables, Vec<RangeTable>), Failure> {
     let mode = context.settings.pipeline.manifest.spec.source.postgres.snapshot.mode;
     // Before a new slot nothing was followed: what was copied then is worth nothing now.
     let is_new = resumed.exported.is_some();
-    let missing: Vec<SourceTable> = tables
+    let mut missing: Vec<SourceTable> = tables
         .iter()
         .filter(|table| is_new || !matches!(states.get(&table.name), Some(TableState::Ready(_))))
         .cloned()
@@ -58,6 +63,10 @@ pub(super) async fn copy_missing(
     announce(context, tables, &missing);
     if mode == SnapshotMode::Never && !is_new {
         refuse_stale(&states)?;
+    }
+    let mut in_ranges = Vec::new();
+    if mode == SnapshotMode::Initial && !is_new {
+        (in_ranges, missing) = missing.into_iter().partition(|table| incremental::key_of(table).is_some());
     }
     if !missing.is_empty() {
         let exported = match resumed.exported.take() {
@@ -72,14 +81,66 @@ pub(super) async fn copy_missing(
             fenced.sink.mark_ready(&table.name, exported.consistent_point).await?;
             states.insert(table.name.clone(), TableState::Ready(exported.consistent_point));
         }
-        context.status.snapshot(|progress| progress.tables_copied = progress.tables);
+        context.status.snapshot(|progress| progress.tables_copied = count(tables) - count(&in_ranges));
         context.status.notice(
             NoticeReason::SnapshotCompleted,
             format!("{} tables are copied as they were at {}", missing.len(), exported.consistent_point),
         );
     }
     resumed.exported = None;
-    Ok(ready_tables(tables, &states))
+    let mut followed = ready_tables(tables, &states);
+    let ranges = begin_ranges(context, session, &in_ranges, &states, fenced, &mut followed).await?;
+    Ok((followed, ranges))
+}
+
+/// Tables that go on where an earlier run stopped, or begin.
+async fn begin_ranges(
+    context: Context<'_>,
+    session: &Session,
+    tables: &[SourceTable],
+    states: &States,
+    fenced: &mut Fenced,
+    followed: &mut FollowedTables,
+) -> Result<Vec<RangeTable>, Failure> {
+    let mut ranges = Vec::new();
+    let mut begun = Vec::new();
+    for table in tables {
+        let Some(key) = incremental::key_of(table) else { continue };
+        let names: Vec<String> = key.iter().map(|column| column.name.clone()).collect();
+        let last = match states.get(&table.name) {
+            Some(TableState::Incremental(progress)) if progress.key == names => progress.last.clone(),
+            _ => {
+                fenced.sink.begin_incremental(&table.name, &names).await?;
+                begun.push(table.name.clone());
+                None
+            }
+        };
+        let copied = match &last {
+            Some(last) => Copied::UpTo(source::read_key(session, &key, last).await?),
+            None => Copied::Nothing,
+        };
+        tracing::info!(table = %table.name, after = ?last, "copying rows while changes are streamed");
+        let progress = Progress::Incremental(Box::new(incremental::Table::new(key.clone(), copied)));
+        followed.insert(table.id, FollowedTable { name: table.name.clone(), progress });
+        ranges.push(RangeTable { table: Arc::new(table.clone()), key: Arc::new(key), last });
+    }
+    announce_begun(context, &begun);
+    Ok(ranges)
+}
+
+fn announce_begun(context: Context<'_>, tables: &[TableName]) {
+    if tables.is_empty() {
+        return;
+    }
+    let names: Vec<String> = tables.iter().take(5).map(ToString::to_string).collect();
+    context.status.notice(
+        NoticeReason::SnapshotRestarted,
+        format!("{} tables are copied from their beginning: {} …", tables.len(), names.join(", ")),
+    );
+}
+
+fn count(tables: &[SourceTable]) -> u32 {
+    u32::try_from(tables.len()).unwrap_or(u32::MAX)
 }
 
 /// Rows that the user vouched for are not copied, so what they lack cannot be made good.
@@ -94,18 +155,20 @@ fn refuse_stale(states: &States) -> Result<(), Failure> {
     Err(Failure::new(Reason::SinkDiverged, message))
 }
 
-fn ready_tables(tables: &[SourceTable], states: &BTreeMap<TableName, TableState>) -> ReadyTables {
+fn ready_tables(tables: &[SourceTable], states: &States) -> FollowedTables {
     tables
         .iter()
         .filter_map(|table| match states.get(&table.name)? {
-            TableState::Ready(lsn) => Some((table.id, ReadyTable { name: table.name.clone(), from: *lsn })),
-            TableState::Copying | TableState::Stale => None,
+            TableState::Ready(lsn) => {
+                let progress = Progress::Ready { from: *lsn };
+                Some((table.id, FollowedTable { name: table.name.clone(), progress }))
+            }
+            TableState::Copying | TableState::Incremental(_) | TableState::Stale => None,
         })
         .collect()
 }
 
 fn announce(context: Context<'_>, tables: &[SourceTable], missing: &[SourceTable]) {
-    let count = |tables: &[SourceTable]| u32::try_from(tables.len()).unwrap_or(u32::MAX);
     context.status.snapshot(|progress| {
         progress.tables = count(tables);
         progress.tables_copied = count(tables) - count(missing);
@@ -121,11 +184,8 @@ async fn later_snapshot(
     fenced: &Fenced,
     missing: &[SourceTable],
 ) -> Result<ExportedSnapshot, Failure> {
-    let names: Vec<String> = missing.iter().take(5).map(|table| table.name.to_string()).collect();
-    context.status.notice(
-        NoticeReason::SnapshotRestarted,
-        format!("{} tables are copied from their beginning: {} …", missing.len(), names.join(", ")),
-    );
+    let names: Vec<TableName> = missing.iter().map(|table| table.name.clone()).collect();
+    announce_begun(context, &names);
     let slot = SlotName::of_later_copy(&fenced.started.names_uid, context.settings.shard);
     Ok(source::create_slot(&context.settings.pipeline.source, &slot, Durability::Temporary).await?)
 }

@@ -7,10 +7,11 @@ use tokio::time::MissedTickBehavior;
 use tokio_util::task::AbortOnDropHandle;
 
 use super::apply::{Applier, Bounds, Ends};
+use super::ranges::Ranges;
 use super::watch::watch_source;
 use super::{Context, Ready};
 use crate::failure::Failure;
-use crate::source::{self, StreamRequest};
+use crate::source::{self, SlotName, StreamRequest};
 
 /// Frames read ahead of the sink.
 const READ_AHEAD_BYTES: usize = 8 << 20;
@@ -20,7 +21,7 @@ const STOP_PATIENCE: Duration = Duration::from_secs(30);
 const KEEP_OPEN_EVERY: Duration = Duration::from_secs(15);
 
 pub(super) async fn stream(context: Context<'_>, ready: Ready) -> Result<(), Failure> {
-    let Ready { mut volume, fenced, checkpoint, tables, followed } = ready;
+    let Ready { mut volume, fenced, checkpoint, tables, ranges, followed } = ready;
     let settings = context.settings;
     let request = StreamRequest {
         slot: fenced.slot.clone(),
@@ -38,7 +39,10 @@ pub(super) async fn stream(context: Context<'_>, ready: Ready) -> Result<(), Fai
         max_delay: Duration::from_millis(u64::from(batch.max_delay_ms)),
     };
     let ends = Ends { reader, writer, volume: &mut volume, status: context.status, metrics: context.metrics };
-    let mut applier = Applier::new(ends, checkpoint, tables, &bounds);
+    let slot = SlotName::of_later_copy(&fenced.started.names_uid, settings.shard);
+    let range_reader = source::spawn_range_reader(settings.pipeline.source.clone(), slot);
+    let ranges = Ranges::new(range_reader, ranges);
+    let mut applier = Applier::new(ends, checkpoint, tables, ranges, &bounds);
     context.status.durable(checkpoint.sequence, checkpoint.end_lsn, None);
     let mut watch = watch_source(context, &fenced, followed)?;
     let first = context.stop.run_until_cancelled(applier.ends.reader.next()).await;
@@ -46,6 +50,7 @@ pub(super) async fn stream(context: Context<'_>, ready: Ready) -> Result<(), Fai
     let first = first?;
     context.status.enter(WorkerPhase::Streaming);
     tracing::info!(lsn = %checkpoint.end_lsn, sequence = checkpoint.sequence, "streaming");
+    applier.begin_ranges();
     applier.take(first).await?;
     apply_until_stopped(context, &mut applier, &mut watch).await?;
     applier.close().await;
@@ -80,6 +85,7 @@ async fn apply_until_stopped(
                 applier.commit().await?;
             }
             found = &mut *watch => return Err(found.unwrap_or_else(|error| watch_broke(&error))),
+            answer = applier.ranges.next() => applier.take_answer(answer?),
             _ = keep_open.tick(), if applier.is_writing() => applier.ends.writer.keep_open().await?,
             frame = applier.ends.reader.next() => applier.take(frame?).await?,
         }

@@ -20,6 +20,7 @@ mod owner;
 mod ownership;
 mod plan;
 mod prepared;
+mod range;
 mod run;
 mod schema;
 mod session;
@@ -33,8 +34,9 @@ mod writer;
 pub use clean_up::{clean_up, names_uid};
 pub use load::{CopyFormat, Loader};
 pub use owner::{Owner, TableMap};
+pub use range::CopiedRange;
 pub use start::{Started, start};
-pub use state::TableState;
+pub use state::{Progress, TableState};
 pub use tables::FirstCopy;
 pub use writer::Writer;
 

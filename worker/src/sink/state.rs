@@ -12,10 +12,13 @@ use crate::change::{Checkpoint, Lsn};
 use crate::failure::Failure;
 
 /// How far a table is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum TableState {
     /// Its rows are being copied. Set by `ensure_tables` for a new table, and by `restart_copy`. Next: `Ready`.
     Copying,
+    /// Its rows are being copied in ranges of its key while it is followed. Set by `begin_incremental`. Next: `Ready`, by
+    /// [`Writer::note_range`](super::Writer::note_range), or `Stale`.
+    Incremental(Progress),
     /// It was ready, or nearly, and then the stream left changes of it out: its rows are copied again. Set by
     /// `copy_again`, and by `ensure_tables` when one of the two tables was made anew. Next: `Copying`.
     Stale,
@@ -24,9 +27,27 @@ pub enum TableState {
     Ready(Lsn),
 }
 
+/// How far an incremental copy is.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Progress {
+    /// Columns of the key, in order.
+    pub key: Vec<String>,
+    /// The last key that is copied, as SQL literals; `None` before the first.
+    pub last: Option<Vec<String>>,
+}
+
 impl Sink {
     /// Empties the sink table and begins its copy anew.
     pub async fn restart_copy(&mut self, table: &TableName) -> Result<(), Failure> {
+        self.empty(table, "copying", None).await
+    }
+
+    /// Empties the sink table and begins its copy in ranges of a key.
+    pub async fn begin_incremental(&mut self, table: &TableName, key: &[String]) -> Result<(), Failure> {
+        self.empty(table, "incremental", Some(key)).await
+    }
+
+    async fn empty(&mut self, table: &TableName, state: &str, key: Option<&[String]>) -> Result<(), Failure> {
         let sink = self.tables.sink_name(table);
         let doing = format!("emptying the sink table {sink}");
         let transaction = fenced_transaction(&mut self.session, &self.run, &doing).await?;
@@ -41,11 +62,11 @@ impl Sink {
             Ok(())
         };
         emptied.await.map_err(|error| rows_refused(&error, &sink, "emptying"))?;
-        let sql = "UPDATE penstock.table_state SET state = 'copying', ready_lsn = NULL, chunks_copied = 0, rows_copied = 0, \
-                       updated_at = pg_catalog.now() \
+        let sql = "UPDATE penstock.table_state SET state = $4, ready_lsn = NULL, copied_by = $5, copied_to = NULL, \
+                       chunks_copied = 0, rows_copied = 0, updated_at = pg_catalog.now() \
                    WHERE uid = $1 AND source_schema = $2 AND source_table = $3";
         let updated = transaction
-            .execute(sql, &[&self.owner.uid, &table.schema, &table.name])
+            .execute(sql, &[&self.owner.uid, &table.schema, &table.name, &state, &key])
             .await
             .map_err(|error| failed(&error, &doing))?;
         if updated != 1 {
@@ -58,7 +79,7 @@ impl Sink {
     pub async fn mark_ready(&mut self, table: &TableName, lsn: Lsn) -> Result<(), Failure> {
         let doing = format!("noting that {table} is copied");
         let transaction = fenced_transaction(&mut self.session, &self.run, &doing).await?;
-        let sql = "UPDATE penstock.table_state SET state = 'ready', ready_lsn = $4, updated_at = pg_catalog.now() \
+        let sql = "UPDATE penstock.table_state SET state = 'ready', ready_lsn = $4, copied_by = NULL, copied_to = NULL, updated_at = pg_catalog.now() \
                    WHERE uid = $1 AND source_schema = $2 AND source_table = $3";
         let updated = transaction
             .execute(sql, &[&self.owner.uid, &table.schema, &table.name, &PgLsn::from(lsn.0)])
@@ -86,7 +107,7 @@ impl Sink {
              WHERE uid = $1 AND shard <> $4"
         );
         let mark = format!(
-            "UPDATE penstock.table_state SET state = 'stale', ready_lsn = NULL, updated_at = pg_catalog.now() FROM {lost} \
+            "UPDATE penstock.table_state SET state = 'stale', ready_lsn = NULL, copied_by = NULL, copied_to = NULL, updated_at = pg_catalog.now() FROM {lost} \
              WHERE uid = $1 AND (source_schema, source_table) = (lost.schema, lost.name)"
         );
         let (uid, own_shard) = (&self.owner.uid, &self.run.shard);
@@ -106,7 +127,7 @@ impl Sink {
         let doing = "writing the first checkpoint";
         let transaction = fenced_transaction(&mut self.session, &self.run, doing).await?;
         let Checkpoint { position, end_lsn, sequence } = checkpoint;
-        let forget = "UPDATE penstock.table_state AS state SET state = 'copying', ready_lsn = NULL, updated_at = pg_catalog.now() \
+        let forget = "UPDATE penstock.table_state AS state SET state = 'copying', ready_lsn = NULL, copied_by = NULL, copied_to = NULL, updated_at = pg_catalog.now() \
                       FROM penstock.assignment AS assignment \
                       WHERE state.uid = $1 AND assignment.uid = $1 AND assignment.shard = $2 \
                         AND (state.source_schema, state.source_table) = (assignment.source_schema, assignment.source_table)";
@@ -159,7 +180,7 @@ pub(super) async fn read_state(
     uid: &String,
     table: &SourceTable,
 ) -> Result<Option<(TableName, TableState)>, Error> {
-    let sql = "SELECT state.sink_schema, state.sink_table, state.ready_lsn, state.state = 'stale' OR state.source_oid <> $4 \
+    let sql = "SELECT state.sink_schema, state.sink_table, state.ready_lsn, state.copied_by, state.copied_to, state.state = 'stale' OR state.source_oid <> $4 \
                    OR NOT EXISTS (SELECT FROM pg_catalog.pg_class AS class \
                        JOIN pg_catalog.pg_namespace AS schema ON schema.oid = class.relnamespace \
                        WHERE schema.nspname = state.sink_schema AND class.relname = state.sink_table \
@@ -171,11 +192,13 @@ pub(super) async fn read_state(
         return Ok(None);
     };
     let sink = TableName::new(row.try_get::<_, String>(0)?, row.try_get::<_, String>(1)?);
-    let (ready, is_stale): (Option<PgLsn>, bool) = (row.try_get(2)?, row.try_get(3)?);
-    let state = match ready {
+    let (ready, is_stale): (Option<PgLsn>, bool) = (row.try_get(2)?, row.try_get(5)?);
+    let key: Option<Vec<String>> = row.try_get(3)?;
+    let state = match (ready, key) {
         _ if is_stale => TableState::Stale,
-        Some(lsn) => TableState::Ready(Lsn(lsn.into())),
-        None => TableState::Copying,
+        (Some(lsn), _) => TableState::Ready(Lsn(lsn.into())),
+        (None, Some(key)) => TableState::Incremental(Progress { key, last: row.try_get(4)? }),
+        (None, None) => TableState::Copying,
     };
     Ok(Some((sink, state)))
 }
@@ -195,7 +218,7 @@ pub(super) async fn write_state(
                WHERE schema.nspname = $4::pg_catalog.text::pg_catalog.name AND class.relname = $5::pg_catalog.text::pg_catalog.name \
                ON CONFLICT (uid, source_schema, source_table) DO UPDATE SET sink_schema = excluded.sink_schema, \
                    sink_table = excluded.sink_table, source_oid = excluded.source_oid, \
-                   sink_oid = excluded.sink_oid, state = excluded.state, ready_lsn = NULL, chunks_copied = 0, \
+                   sink_oid = excluded.sink_oid, state = excluded.state, ready_lsn = NULL, copied_by = NULL, copied_to = NULL, chunks_copied = 0, \
                    rows_copied = 0, updated_at = excluded.updated_at";
     let TableName { schema, name } = &source.name;
     let id = i64::from(source.id.0);

@@ -188,6 +188,32 @@ impl Writer {
         self.settle(committed).await
     }
 
+    pub(super) fn uid(&self) -> &str {
+        &self.run.uid
+    }
+
+    /// Changes one row of what is kept about tables, in the open transaction.
+    pub(super) async fn note(
+        &mut self,
+        sql: &str,
+        parameters: &[&(dyn postgres_types::ToSql + Sync)],
+    ) -> Result<(), Failure> {
+        self.begin().await?;
+        self.transaction = State::Unsettled;
+        let noted = match self.session.execute(sql, parameters).await {
+            Ok(1) => Ok(()),
+            Ok(_) => Err(self.run.lost()),
+            Err(error) => Err(failed(&error, "noting how far a table is copied")),
+        };
+        self.settle(noted).await
+    }
+
+    /// Ends a transaction that changed no rows of tables.
+    pub(super) async fn commit_without_position(&mut self) -> Result<(), Error> {
+        self.transaction = State::None;
+        self.session.batch_execute("COMMIT").await
+    }
+
     /// Both go out together; the fence is of no use if BEGIN fails, and does no harm.
     async fn take_fence(&self) -> Result<(), Failure> {
         let Run { uid, shard, epoch, id, layout } = &self.run;
@@ -297,7 +323,7 @@ impl Writer {
     }
 
     /// An error here means that the connection is gone, and the transaction with it.
-    async fn roll_back(&mut self) {
+    pub(super) async fn roll_back(&mut self) {
         let _gone_either_way = self.session.batch_execute("ROLLBACK").await;
         self.transaction = State::None;
     }

@@ -13,6 +13,8 @@ mod identity;
 mod preflight;
 mod publication;
 mod published;
+mod ranges;
+mod raw;
 mod reader;
 mod slot;
 mod stream;
@@ -27,6 +29,7 @@ pub use export::{Durability, ExportedSnapshot, create_slot};
 pub use identity::{SourceIdentity, WalPosition, wal_position};
 pub use preflight::{Inspection, check_room, preflight};
 pub use publication::{PublicationName, carried_tables, drop_publication, ensure_publication};
+pub use ranges::{RangeAnswer, RangeReader, RangeRequest, WATERMARK_PREFIX, read_key, spawn_range_reader};
 pub use reader::{Frame, Reader, spawn_reader};
 pub use slot::{
     InvalidSlotName, SlotName, SlotState, drop_slot, end_stale_sessions, end_stale_walsender, slot_state,

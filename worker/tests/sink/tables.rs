@@ -13,7 +13,7 @@ async fn try_ensure(
 ) -> Result<TableState, penstock_worker::failure::Failure> {
     let tables = [table.clone()];
     let states = sink.ensure_tables(&tables, FirstCopy::Copied).await?;
-    Ok(states[&table.name])
+    Ok(states[&table.name].clone())
 }
 
 fn with_enum() -> SourceTable {

@@ -49,7 +49,10 @@ CREATE TABLE penstock.table_state (
     source_oid    bigint      NOT NULL,
     sink_oid      bigint      NOT NULL,
     -- stale: the stream left changes of it out, so the rows that are there are worth nothing.
-    state         text        NOT NULL CHECK (state IN ('copying', 'ready', 'stale')),
+    -- incremental: rows up to copied_to, a key in the order of copied_by, are there and followed.
+    state         text        NOT NULL CHECK (state IN ('copying', 'incremental', 'ready', 'stale')),
+    copied_by     text[],
+    copied_to     text[],
     -- Changes committed at the source before it are in the copy.
     ready_lsn     pg_lsn      CHECK ((state = 'ready') = (ready_lsn IS NOT NULL)),
     chunks_copied bigint      NOT NULL DEFAULT 0,

@@ -6,6 +6,7 @@ use penstock_crds::table_pattern::TablePattern;
 use tokio_postgres::Client;
 
 use super::super::error::SourceError;
+use super::super::raw::Raw;
 use crate::change::table::TableName;
 use crate::change::{RelationId, ReplicaIdentity};
 
@@ -232,20 +233,4 @@ pub(super) async fn estimate_rows(
     let Raw(plan) = row.get(0);
     let plan: serde_json::Value = serde_json::from_slice(plan).unwrap_or_default();
     Ok(plan[0]["Plan"]["Plan Rows"].as_u64().unwrap_or_default())
-}
-
-/// The bytes of a value of any type, as sent.
-struct Raw<'a>(&'a [u8]);
-
-impl<'a> tokio_postgres::types::FromSql<'a> for Raw<'a> {
-    fn from_sql(
-        _: &tokio_postgres::types::Type,
-        raw: &'a [u8],
-    ) -> Result<Self, Box<dyn std::error::Error + Sync + Send>> {
-        Ok(Self(raw))
-    }
-
-    fn accepts(_: &tokio_postgres::types::Type) -> bool {
-        true
-    }
 }

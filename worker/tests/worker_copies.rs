@@ -1,0 +1,178 @@
+//! The incremental snapshot: tables that come later, or whose first load was cut short, are copied while the stream
+//! runs, go on where they stopped, and miss nothing that happens to them meanwhile.
+
+mod common;
+
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+use common::{Rig, Worker};
+use penstock_e2e::postgres::Version;
+use serde_json::json;
+
+const STREAMING: &str = "\"message\":\"streaming\"";
+const ROWS: u32 = 150_000;
+const COPIED: &str =
+    "SELECT coalesce(sum(rows_copied), 0) FROM penstock.table_state WHERE source_table = 'big'";
+const STATE: &str = "SELECT state FROM penstock.table_state WHERE source_table = 'big'";
+
+/// A pipeline that streams `small`; then `big` is added to it.
+async fn rig() -> Result<Rig> {
+    let mut rig = Rig::new(Version::V15, &["public.small"]).await?;
+    rig.on_source(&format!(
+        "CREATE TABLE small (id int PRIMARY KEY);
+         CREATE TABLE big (a int, b bigint, body text, PRIMARY KEY (a, b));
+         INSERT INTO big SELECT g % 10 - 5, g, repeat('x', 200) FROM generate_series(1, {ROWS}) g"
+    ))
+    .await?;
+    let mut worker = rig.start(0)?;
+    worker.wait_for_output(STREAMING).await?;
+    worker.terminate()?;
+    rig.manifest["spec"]["source"]["postgres"]["tables"] = json!(["public.small", "public.big"]);
+    Ok(rig)
+}
+
+async fn wait_until_copied(rig: &Rig, rows: u32) -> Result<()> {
+    rig.wait_for(&format!("SELECT ({COPIED}) >= {rows}"), "t").await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_kill_while_a_table_is_copied_redoes_no_range_that_was_finished() -> Result<()> {
+    let rig = rig().await?;
+    for part in [10, 50, 90] {
+        let mut worker = rig.start(0)?;
+        wait_until_copied(&rig, ROWS / 100 * part).await?;
+        worker.kill()?;
+    }
+    ensure!(rig.sink_value(STATE).await? == "incremental", "killed too late");
+    let before: u32 = rig.sink_value(COPIED).await?.parse()?;
+    ensure!(
+        rig.sink_value("SELECT count(*) FROM big").await? == before.to_string(),
+        "the sink has other rows"
+    );
+    let _worker = rig.start(0)?;
+    rig.wait_for(STATE, "ready").await?;
+    ensure!(rig.sink_value(COPIED).await? == ROWS.to_string(), "rows were copied twice");
+    rig.assert_equal(&["big", "small"]).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn other_tables_stream_on_while_one_is_copied_and_changes_of_it_are_kept() -> Result<()> {
+    let rig = rig().await?;
+    let _worker = rig.start(0)?;
+    wait_until_copied(&rig, 1).await?;
+    let mut round = 0;
+    let mut small_came_first = false;
+    while rig.sink_value(STATE).await? != "ready" {
+        round += 1;
+        rig.on_source(&format!(
+            "INSERT INTO small VALUES ({round});
+             UPDATE big SET body = body || '{round}' WHERE b % 997 = {round} % 997;
+             DELETE FROM big WHERE b % 1999 = {round} % 1999;
+             UPDATE big SET a = -a WHERE b % 4001 = {round} % 4001;
+             INSERT INTO big SELECT g % 10 - 5, {ROWS} + {round} * 100 + g, 'new' FROM generate_series(1, 50) g"
+        ))
+        .await?;
+        let arrived = rig.sink_value(&format!("SELECT count(*) FROM small WHERE id = {round}")).await?;
+        small_came_first |= arrived == "1" || rig.sink_value("SELECT count(*) FROM small").await? != "0";
+        ensure!(round < 2000, "the copy does not end under changes");
+    }
+    ensure!(small_came_first, "nothing was streamed while rows were copied");
+    rig.wait_until_caught_up().await?;
+    rig.assert_equal(&["big", "small"]).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_first_load_that_was_killed_goes_on_beside_the_stream() -> Result<()> {
+    let rig = Rig::new(Version::V17, &["public.*"]).await?;
+    rig.on_source(
+        "CREATE TABLE big (id uuid PRIMARY KEY, body text);
+         INSERT INTO big SELECT gen_random_uuid(), repeat('x', 500) FROM generate_series(1, 200000)",
+    )
+    .await?;
+    let mut worker = rig.start(0)?;
+    rig.wait_for("SELECT count(*) > 0 FROM big", "t").await?;
+    worker.kill()?;
+    ensure!(rig.sink_value(STATE).await? == "copying", "killed too late");
+    rig.on_source(
+        "UPDATE big SET body = 'changed' WHERE id::text LIKE '7%'; DELETE FROM big WHERE id::text LIKE 'c%'",
+    )
+    .await?;
+    let worker = rig.start(0)?;
+    worker.wait_for_output(STREAMING).await?;
+    rig.wait_for(STATE, "ready").await?;
+    rig.wait_until_caught_up().await?;
+    rig.assert_equal(&["big"]).await
+}
+
+/// The server takes a moment until it makes commits wait.
+async fn insert_that_waits(rig: &Rig) -> Result<tokio::task::JoinHandle<Result<()>>> {
+    let waits = "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'SyncRep' AND query LIKE 'INSERT%'";
+    for attempt in 0..100 {
+        let client = rig.source.connect(common::DATABASE).await?;
+        let sql = format!("INSERT INTO big VALUES (100, {attempt}, 'waits')");
+        let insert = tokio::spawn(async move { client.run(&sql).await });
+        while !insert.is_finished() {
+            if rig.source_value(waits).await? == "1" {
+                return Ok(insert);
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        insert.await??;
+    }
+    anyhow::bail!("no commit waits for the standby")
+}
+
+/// A commit that waits for a synchronous standby is in the stream long before any snapshot sees it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_commit_that_the_stream_passed_before_it_was_visible_is_not_lost() -> Result<()> {
+    let rig = rig().await?;
+    let _worker = rig.start(0)?;
+    wait_until_copied(&rig, 1).await?;
+    rig.on_source("ALTER SYSTEM SET synchronous_standby_names = 'nobody'").await?;
+    rig.on_source("SELECT pg_reload_conf()").await?;
+    let insert = insert_that_waits(&rig).await?;
+    ensure!(rig.sink_value(STATE).await? == "incremental", "the commit came too late to matter");
+    // The last range cannot be believed while the commit is invisible.
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    ensure!(
+        rig.sink_value(STATE).await? == "incremental",
+        "a range was read without the commit that was passed"
+    );
+    rig.on_source("ALTER SYSTEM RESET synchronous_standby_names").await?;
+    rig.on_source("SELECT pg_reload_conf()").await?;
+    insert.await??;
+    rig.wait_for(STATE, "ready").await?;
+    rig.wait_until_caught_up().await?;
+    rig.assert_equal(&["big"]).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_row_that_moves_to_a_copied_key_without_its_large_value_is_not_left_without_it() -> Result<()> {
+    let rig = rig().await?;
+    rig.on_source("ALTER TABLE big ALTER COLUMN body SET STORAGE EXTERNAL").await?;
+    rig.on_source("INSERT INTO big VALUES (1000, 1, repeat('large', 10000))").await?;
+    let worker: Worker = rig.start(0)?;
+    wait_until_copied(&rig, 1).await?;
+    rig.on_source("UPDATE big SET a = -1000 WHERE a = 1000").await?;
+    worker.wait_for_output("got another key while the table was copied").await?;
+    rig.wait_for(STATE, "ready").await?;
+    rig.wait_until_caught_up().await?;
+    rig.assert_equal(&["big"]).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_truncate_and_a_new_column_in_the_middle_of_a_copy_end_in_equal_tables() -> Result<()> {
+    let rig = rig().await?;
+    let worker = rig.start(0)?;
+    wait_until_copied(&rig, 1).await?;
+    rig.on_source("TRUNCATE big; INSERT INTO big SELECT 1, g, 'again' FROM generate_series(1, 30000) g")
+        .await?;
+    rig.on_source("ALTER TABLE big ADD COLUMN size int DEFAULT 7; INSERT INTO big VALUES (2, 1, 'wider', 8)")
+        .await?;
+    worker.wait_for_output("\"reason\":\"SinkTableMismatch\"").await?;
+    rig.on_sink("DROP TABLE big").await?;
+    rig.wait_for(STATE, "ready").await?;
+    rig.wait_until_caught_up().await?;
+    rig.assert_equal(&["big"]).await
+}
