@@ -34,6 +34,17 @@ pub struct Report {
     pub notices: Vec<Notice>,
 }
 
+impl Report {
+    /// Whether the rows of all tables of the shard are copied. A table that came later is copied while changes are
+    /// streamed.
+    pub fn has_all_rows(&self) -> bool {
+        match self.snapshot {
+            Some(snapshot) => snapshot.tables_copied == snapshot.tables,
+            None => self.phase == WorkerPhase::Streaming,
+        }
+    }
+}
+
 /// What a worker is doing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum WorkerPhase {
@@ -41,7 +52,7 @@ pub enum WorkerPhase {
     Starting,
     /// It copies existing rows. Next: `Streaming`.
     Snapshotting,
-    /// It applies changes as they arrive.
+    /// It applies changes as they arrive; rows of tables that came later may still be copied beside it.
     Streaming,
     /// An error that passes by itself; it tries again with backoff. Next: `Starting`.
     Retrying,

@@ -156,6 +156,7 @@ async fn a_worker_killed_during_the_first_load_copies_each_row_once() -> Result<
     }
     let worker = rig.start(0)?;
     worker.wait_for_output("\"message\":\"streaming\"").await?;
+    rig.wait_for("SELECT bool_and(state = 'ready') FROM penstock.table_state", "t").await?;
     load.stop().await?;
     rig.wait_until_caught_up().await?;
     rig.assert_equal(&["accounts", "journal"]).await?;

@@ -247,11 +247,7 @@ fn unknown(kind: ConditionType, verdict: &Verdict) -> Finding {
 fn snapshot(stage: &Stage<'_>, verdict: &Verdict) -> Finding {
     let kind = ConditionType::SnapshotComplete;
     let Some(reports) = reports(stage) else { return unknown(kind, verdict) };
-    let is_copied = |report: &&Report| {
-        report.phase == WorkerPhase::Streaming
-            || report.snapshot.is_some_and(|snapshot| snapshot.tables_copied == snapshot.tables)
-    };
-    if reports.iter().all(is_copied) {
+    if reports.iter().all(|report| report.has_all_rows()) {
         return Finding::new(
             kind,
             Truth::True,
@@ -261,7 +257,7 @@ fn snapshot(stage: &Stage<'_>, verdict: &Verdict) -> Finding {
     }
     let is_copying =
         |report: &&Report| report.phase == WorkerPhase::Snapshotting || report.snapshot.is_some();
-    if reports.iter().any(|report| is_copying(report) && !is_copied(report)) {
+    if reports.iter().any(|report| is_copying(report) && !report.has_all_rows()) {
         let message = tables_copied(&reports).map_or_else(
             || "Existing rows are copied".into(),
             |progress| format!("{progress} tables are copied"),

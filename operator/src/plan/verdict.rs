@@ -271,7 +271,7 @@ fn silent(shards: &[Shard<'_>]) -> Option<Verdict> {
 
 /// No shard has anything to complain of.
 fn progress(shards: &[Shard<'_>]) -> Verdict {
-    let phases: Vec<Option<WorkerPhase>> = shards.iter().map(super::shards::phase).collect();
+    let phases: Vec<Option<WorkerPhase>> = shards.iter().map(phase_of_rows).collect();
     let is_up = |phase: &Option<WorkerPhase>| {
         matches!(phase, Some(WorkerPhase::Snapshotting | WorkerPhase::Streaming))
     };
@@ -288,10 +288,17 @@ fn progress(shards: &[Shard<'_>]) -> Verdict {
         return Verdict::moving(
             Phase::Snapshotting,
             OperatorReason::Snapshotting,
-            "Existing rows are copied; changes follow when every table is done".into(),
+            "Existing rows are copied".into(),
         );
     }
     let up = phases.iter().filter(|phase| is_up(phase)).count();
     let message = format!("{up} of {} workers are up; the others start", shards.len());
     Verdict::moving(Phase::Starting, OperatorReason::Starting, message)
+}
+
+/// A worker that streams while rows are still copied beside it has not everything that was asked for.
+fn phase_of_rows(shard: &Shard<'_>) -> Option<WorkerPhase> {
+    let report = reporting(shard)?;
+    let is_copying = report.phase == WorkerPhase::Streaming && !report.has_all_rows();
+    Some(if is_copying { WorkerPhase::Snapshotting } else { report.phase })
 }
