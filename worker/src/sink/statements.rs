@@ -70,9 +70,11 @@ fn row_named(plan: &Plan, parameters_before: usize) -> String {
         return whole_row(plan, numbers);
     }
     let key = plan.key_columns().zip(numbers);
-    key.map(|((_, column), number)| format!("target.{} {} ${number}", column.name, column.equality))
-        .collect::<Vec<_>>()
-        .join(" AND ")
+    // Without the cast a composite type's parameter would be any record, which no server can read.
+    let is_equal = |((_, column), number): ((usize, &PlanColumn), usize)| {
+        format!("target.{} {} ${number}::{}", column.name, column.equality, column.cast_sql)
+    };
+    key.map(is_equal).collect::<Vec<_>>().join(" AND ")
 }
 
 /// One of the rows that are this one byte for byte. `*=` compares the stored images: it takes NULL for equal to

@@ -11,7 +11,7 @@ use tokio_postgres::{Error, Statement};
 
 use super::apply::TableWriter;
 use super::catalogue::read_table;
-use super::compare::{Difference, STABLE_OIDS_END};
+use super::compare::Difference;
 use super::error::{failed, fenced, rows_refused};
 use super::owner::TableMap;
 use super::plan::{Misfit, Plan};
@@ -21,7 +21,7 @@ use super::statements;
 use super::tables::{FirstCopy, Mismatch, mismatch};
 use crate::batch::{Operation, TableTraits};
 use crate::change::table::{TableName, quote_identifier};
-use crate::change::{Checkpoint, Relation, RelationColumn, RelationId};
+use crate::change::{Checkpoint, Relation, RelationColumn, RelationId, STABLE_OIDS_END};
 use crate::failure::Failure;
 use crate::postgres::Session;
 
@@ -188,12 +188,14 @@ impl Writer {
         self.settle(committed).await
     }
 
-    /// Both go out together; the fence is of no use if BEGIN fails, and does no harm.
+    /// Both go out together; the fence is of no use if BEGIN fails, and does no harm. The source checked its deferrable
+    /// constraints when a statement or the transaction ended, and no sooner.
     async fn take_fence(&self) -> Result<(), Failure> {
         let Run { uid, shard, epoch, id, layout } = &self.run;
         let parameters: [&(dyn postgres_types::ToSql + Sync); 5] = [uid, shard, epoch, &self.sequence, id];
         let begin = self.session.batch_execute(
-            "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE; SET LOCAL synchronous_commit = on",
+            "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE; SET LOCAL synchronous_commit = on; \
+             SET CONSTRAINTS ALL DEFERRED",
         );
         let fence = self.session.query_opt(&self.fence, &parameters);
         let (opened, row) = futures::future::join(begin, fence).await;
