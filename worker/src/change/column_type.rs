@@ -6,7 +6,7 @@ use super::table::TableName;
 /// of extensions and of users lie above.
 pub const STABLE_OIDS_END: u32 = 10_000;
 
-/// The type of a column, domains seen through.
+/// The type of a column, domains seen through (but for one case, [`Definition::Domain`]).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ColumnType {
     /// OID on the server that it was read from.
@@ -61,13 +61,15 @@ pub enum Definition {
     Range {
         /// What it is a range of.
         subtype: ColumnType,
-        /// Name of its multirange type, in the same schema unless somebody moved it.
-        multirange: String,
+        /// Name of its multirange type.
+        multirange: TableName,
         /// Nothing but the subtype says how it behaves: no function, operator class or collation of its own.
         is_plain: bool,
     },
     /// The multirange type of a range type.
     Multirange(ColumnType),
+    /// A domain over an array type, where it is the element of an array: nothing else is an array of arrays.
+    Domain(ColumnType),
 }
 
 impl ColumnType {
@@ -97,7 +99,9 @@ impl ColumnType {
             TypeKind::Made(made) => match &made.definition {
                 Definition::Base | Definition::Enum(_) => Vec::new(),
                 Definition::Composite { attributes, .. } => attributes.iter().map(|(_, part)| part).collect(),
-                Definition::Range { subtype: part, .. } | Definition::Multirange(part) => vec![part],
+                Definition::Range { subtype: part, .. }
+                | Definition::Multirange(part)
+                | Definition::Domain(part) => vec![part],
             },
         }
     }
@@ -112,7 +116,9 @@ impl ColumnType {
                 Definition::Composite { attributes, .. } => {
                     attributes.iter_mut().map(|(_, part)| part).collect()
                 }
-                Definition::Range { subtype: part, .. } | Definition::Multirange(part) => vec![part],
+                Definition::Range { subtype: part, .. }
+                | Definition::Multirange(part)
+                | Definition::Domain(part) => vec![part],
             },
         }
     }

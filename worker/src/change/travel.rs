@@ -48,6 +48,10 @@ const CHAR_OCTAL_SINCE: u32 = 16;
 const INTERVAL: [u32; 2] = [1186, 1187];
 const INFINITE_INTERVAL_SINCE: u32 = 17;
 
+/// `tsquery`, `int2vector`, `oidvector` and their arrays: their receive functions refuse what their send functions write
+/// of an empty one.
+const EMPTY_REFUSED: [u32; 6] = [3615, 3645, 22, 1006, 30, 1013];
+
 /// The format of a table's COPY.
 pub fn table_format(table: &SourceTable, versions: Versions) -> Format {
     let columns = table.columns.iter().filter(|column| column.generated.is_none());
@@ -82,7 +86,7 @@ pub fn check(tables: &[SourceTable], versions: Versions) -> Result<(), Failure> 
     }
     let message = format!(
         "Columns cannot be carried without loss: {}: \"char\" travels in binary only between these versions, and other columns \
-         of the pipeline (types of extensions, or interval from 17 on) only as text. Change the column's type, or put one of \
+         of the pipeline (types of extensions, tsquery, int2vector, oidvector, or interval from 17 on) only as text. Change the column's type, or put one of \
          the tables into a pipeline of its own.",
         refused.join("; ")
     );
@@ -94,7 +98,7 @@ fn is_text(part: &ColumnType, versions: Versions) -> bool {
     let may_be_infinite = INTERVAL.contains(&part.oid)
         && versions.source >= INFINITE_INTERVAL_SINCE
         && versions.sink < INFINITE_INTERVAL_SINCE;
-    is_foreign || may_be_infinite
+    is_foreign || may_be_infinite || EMPTY_REFUSED.contains(&part.oid)
 }
 
 #[cfg(test)]
@@ -154,6 +158,13 @@ mod tests {
         assert_eq!(stream_format(&[plain, foreign], both), Format::Text);
         let mood = made(20_002, Definition::Enum(vec!["sad".into()]));
         assert_eq!(table_format(&table(&[in_composite(mood)]), both), Format::Binary);
+    }
+
+    #[test]
+    fn types_that_cannot_receive_what_they_send_travel_as_text() {
+        for oid in EMPTY_REFUSED {
+            assert_eq!(table_format(&table(&[built_in(oid)]), versions(17, 17)), Format::Text, "{oid}");
+        }
     }
 
     #[test]

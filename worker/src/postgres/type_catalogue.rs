@@ -34,7 +34,7 @@ enum Shape {
     Domain { base: u32, modifier: i32, is_not_null: bool },
     Enum(Vec<String>),
     Composite { attributes: Vec<(String, u32, i32)>, is_of_table: bool },
-    Range { subtype: u32, multirange: String, is_plain: bool },
+    Range { subtype: u32, multirange: TableName, is_plain: bool },
     Multirange { range: u32 },
 }
 
@@ -75,7 +75,7 @@ SELECT t.oid, n.nspname::text, t.typname::text,
        c.names, c.types, c.modifiers,
        COALESCE((SELECT r.relkind <> 'c' FROM pg_catalog.pg_class AS r WHERE r.oid = t.typrelid), false),
        COALESCE(own.rngsubtype, 0::pg_catalog.oid),
-       (SELECT m.typname::text FROM pg_catalog.pg_type AS m WHERE m.oid = own.rngmultitypid),
+       COALESCE(mn.nspname::text, ''), COALESCE(m.typname::text, ''),
        COALESCE(own.rngcanonical = 0 AND own.rngcollation = sub.typcollation
            AND (SELECT o.opcdefault FROM pg_catalog.pg_opclass AS o WHERE o.oid = own.rngsubopc), false),
        COALESCE(of_multi.rngtypid, 0::pg_catalog.oid)
@@ -83,6 +83,8 @@ FROM needed JOIN pg_catalog.pg_type AS t ON t.oid = needed.id
 JOIN pg_catalog.pg_namespace AS n ON n.oid = t.typnamespace
 LEFT JOIN pg_catalog.pg_range AS own ON own.rngtypid = t.oid
 LEFT JOIN pg_catalog.pg_type AS sub ON sub.oid = own.rngsubtype
+LEFT JOIN pg_catalog.pg_type AS m ON m.oid = own.rngmultitypid
+LEFT JOIN pg_catalog.pg_namespace AS mn ON mn.oid = m.typnamespace
 LEFT JOIN pg_catalog.pg_range AS of_multi ON of_multi.rngmultitypid = t.oid,
 LATERAL (SELECT COALESCE(pg_catalog.array_agg(a.attname::text ORDER BY a.attnum), '{}') AS names,
                 COALESCE(pg_catalog.array_agg(a.atttypid ORDER BY a.attnum), '{}') AS types,
@@ -128,7 +130,13 @@ impl TypeCatalogue {
             }
             _ if oid < STABLE_OIDS_END => return Ok(resolved(oid, modifier, TypeKind::BuiltIn)),
             Shape::Array { element } => {
-                let element = part(*element, modifier)?;
+                let mut over = part(*element, modifier)?;
+                if self.is_array(over.oid)
+                    && let Some(domain) = self.types.get(element)
+                {
+                    over = made(*element, -1, domain, Definition::Domain(over));
+                }
+                let element = over;
                 return Ok(resolved(oid, modifier, TypeKind::Array(Box::new(element))));
             }
             Shape::Base => Definition::Base,
@@ -147,10 +155,18 @@ impl TypeCatalogue {
             },
             Shape::Multirange { range } => Definition::Multirange(part(*range, -1)?),
         };
-        let (name, extension) = (found.name.clone(), found.extension.clone());
-        let made = MadeType { name, extension, modifier_sql: String::new(), definition };
-        Ok(resolved(oid, modifier, TypeKind::Made(Box::new(made))))
+        Ok(Resolved { column_type: made(oid, modifier, found, definition), is_not_null: false })
     }
+
+    fn is_array(&self, oid: u32) -> bool {
+        self.types.get(&oid).is_some_and(|found| matches!(found.shape, Shape::Array { .. }))
+    }
+}
+
+fn made(oid: u32, modifier: i32, found: &Found, definition: Definition) -> ColumnType {
+    let (name, extension) = (found.name.clone(), found.extension.clone());
+    let made = MadeType { name, extension, modifier_sql: String::new(), definition };
+    ColumnType { oid, modifier, sql: String::new(), kind: TypeKind::Made(Box::new(made)) }
 }
 
 fn resolved(oid: u32, modifier: i32, kind: TypeKind) -> Resolved {
@@ -207,10 +223,10 @@ fn found(row: &Row) -> Result<Found, Error> {
         }
         "r" => Shape::Range {
             subtype: row.try_get(14)?,
-            multirange: row.try_get::<_, Option<String>>(15)?.unwrap_or_default(),
-            is_plain: row.try_get(16)?,
+            multirange: TableName::new(row.try_get::<_, String>(15)?, row.try_get::<_, String>(16)?),
+            is_plain: row.try_get(17)?,
         },
-        "m" => Shape::Multirange { range: row.try_get(17)? },
+        "m" => Shape::Multirange { range: row.try_get(18)? },
         _ => Shape::Pseudo,
     };
     Ok(Found {

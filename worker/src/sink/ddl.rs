@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 
 use super::owner::TableMap;
-use crate::change::table::{SourceColumn, SourceTable, TableName, quote_identifier, quote_literal};
+use crate::change::table::{SourceColumn, SourceTable, quote_identifier, quote_literal};
 use crate::change::{ColumnType, Definition, MadeType, ReplicaIdentity, TypeKind};
 
 /// The columns that name a row in UPDATE and DELETE; `None` where the whole row does, or nothing.
@@ -36,8 +36,7 @@ pub(super) fn type_sql(column_type: &ColumnType, tables: &TableMap) -> String {
 
 /// `CREATE TYPE …`, where that is all there is to it: a multirange type comes with its range type.
 pub(super) fn create_type(made: &MadeType, tables: &TableMap) -> Option<String> {
-    let name = tables.sink_name(&made.name);
-    let sql = name.quoted();
+    let sql = tables.sink_name(&made.name).quoted();
     match &made.definition {
         Definition::Enum(labels) => {
             let labels = labels.iter().map(|label| quote_literal(label)).collect::<Vec<_>>().join(", ");
@@ -50,12 +49,13 @@ pub(super) fn create_type(made: &MadeType, tables: &TableMap) -> Option<String> 
             Some(format!("CREATE TYPE {sql} AS ({attributes})"))
         }
         Definition::Range { subtype, multirange, is_plain: true } => {
-            let multirange = TableName::new(name.schema, multirange).quoted();
+            let multirange = tables.sink_name(multirange).quoted();
             let subtype = type_sql(subtype, tables);
             Some(format!(
                 "CREATE TYPE {sql} AS RANGE (SUBTYPE = {subtype}, MULTIRANGE_TYPE_NAME = {multirange})"
             ))
         }
+        Definition::Domain(over) => Some(format!("CREATE DOMAIN {sql} AS {}", type_sql(over, tables))),
         Definition::Base
         | Definition::Composite { .. }
         | Definition::Range { .. }

@@ -74,13 +74,15 @@ fn fit_made(source: &MadeType, sink: &MadeType, sink_sql: &str, tables: &TableMa
             fit_attributes(attributes, own, sink, tables)
         }
         (Definition::Range { subtype: part, .. }, Definition::Range { subtype: own, .. })
-        | (Definition::Multirange(part), Definition::Multirange(own)) => fit_part(part, own, tables),
+        | (Definition::Multirange(part), Definition::Multirange(own))
+        | (Definition::Domain(part), Definition::Domain(own)) => fit_part(part, own, tables),
         (
             Definition::Base
             | Definition::Enum(_)
             | Definition::Composite { .. }
             | Definition::Range { .. }
-            | Definition::Multirange(_),
+            | Definition::Multirange(_)
+            | Definition::Domain(_),
             _,
         ) => Err(Unfit::Other),
     }

@@ -98,6 +98,8 @@ pub(super) async fn type_differences(
     let mut found = Vec::new();
     for (source, made) in own_types(table) {
         let name = tables.sink_name(&made.name);
+        // A domain that is asked for by its name is seen through.
+        let source = if let Definition::Domain(over) = &made.definition { over } else { source };
         match read_type(client, &name).await? {
             None => found.extend(cannot_be_made(made, &name)),
             Some(sink) => match fit_column(source, &sink, tables) {
@@ -129,6 +131,9 @@ pub(super) async fn make_types(
             && find_type(transaction, &name).await?.is_none()
         {
             ensure_schema(transaction, &name.schema).await?;
+            if let Definition::Range { multirange, .. } = &made.definition {
+                ensure_schema(transaction, &tables.sink_name(multirange).schema).await?;
+            }
             transaction.batch_execute(&statement).await?;
         }
     }
@@ -152,7 +157,8 @@ fn cannot_be_made(made: &MadeType, name: &TableName) -> Option<Difference> {
         Definition::Enum(_)
         | Definition::Composite { .. }
         | Definition::Range { .. }
-        | Definition::Multirange(_) => return None,
+        | Definition::Multirange(_)
+        | Definition::Domain(_) => return None,
     };
     Some(Difference::new(
         format!("the type {name} is missing, and {why}, so make it as the source has it"),

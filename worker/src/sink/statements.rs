@@ -70,9 +70,11 @@ fn row_named(plan: &Plan, parameters_before: usize) -> String {
         return whole_row(plan, numbers);
     }
     let key = plan.key_columns().zip(numbers);
-    // Without the cast a composite type's parameter would be any record, which no server can read.
+    // Without the casts a composite type's parameter would be any record, which no server can read, and a domain over
+    // an enum type would have no equality. They do not keep an index from being used.
     let is_equal = |((_, column), number): ((usize, &PlanColumn), usize)| {
-        format!("target.{} {} ${number}::{}", column.name, column.equality, column.cast_sql)
+        let PlanColumn { name, cast_sql, equality, .. } = column;
+        format!("target.{name}::{cast_sql} {equality} ${number}::{cast_sql}")
     };
     key.map(is_equal).collect::<Vec<_>>().join(" AND ")
 }

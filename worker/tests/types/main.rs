@@ -5,5 +5,7 @@
 #[path = "../common/mod.rs"]
 mod common;
 mod coverage;
+mod refusals;
 mod round_trip;
 mod samples;
+mod shapes;

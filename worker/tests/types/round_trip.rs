@@ -17,6 +17,11 @@ const PATIENCE: Duration = Duration::from_mins(5);
 /// A B-tree holds no longer keys.
 const KEY_BYTES_MAX: usize = 2000;
 
+/// Built-in types whose binary form is not for every value.
+const TEXT_ONLY: [&str; 3] = ["tsquery", "int2vector", "oidvector"];
+/// Composite types with attributes that PostgreSQL cannot compare.
+const NOT_COMPARED: [&str; 2] = ["types.numbered", "types.tagged"];
+
 /// What travels, and between which servers.
 struct Course {
     rig: Rig,
@@ -40,7 +45,8 @@ impl Course {
         // Where the operators of extensions are.
         client.run("SET search_path = pg_catalog, types").await?;
         let oldest = source.min(sink);
-        let samples = BUILT_IN.iter().chain(MADE).filter(|sample| sample.since <= oldest).copied().collect();
+        let is_taken = |sample: &&Sample| sample.since <= oldest && !TEXT_ONLY.contains(&sample.type_sql);
+        let samples = BUILT_IN.iter().chain(MADE).filter(is_taken).copied().collect();
         Ok(Self { rig, source: client, sink: sink_client, oldest, samples, schema, has_key: Vec::new() })
     }
 
@@ -52,7 +58,7 @@ impl Course {
         self.sink.run(&format!("CREATE SCHEMA \"{schema}\"")).await?;
         self.sink.run(&MAKE_BASE.replace("types.", &format!("\"{schema}\"."))).await?;
         self.samples.extend(BY_HAND);
-        self.leave_out_char();
+        self.travel_as_text();
         Ok(self)
     }
 
@@ -64,12 +70,13 @@ impl Course {
         }
         self.source.run(MAKE_OF_EXTENSIONS).await?;
         self.samples.extend(OF_EXTENSIONS);
-        self.leave_out_char();
+        self.travel_as_text();
         Ok(self)
     }
 
-    /// It is refused where its text is ambiguous.
-    fn leave_out_char(&mut self) {
+    /// Some types only do so; "char" is refused where its text is ambiguous.
+    fn travel_as_text(&mut self) {
+        self.samples.extend(BUILT_IN.iter().filter(|sample| TEXT_ONLY.contains(&sample.type_sql)));
         if self.oldest < Version::V16 {
             self.samples.retain(|sample| sample.type_sql != "\"char\"");
         }
@@ -98,6 +105,8 @@ impl Course {
                 Err(error) if format!("{error:#}").contains("operator class") => false,
                 Err(error) => return Err(error.context(type_sql)),
             };
+            // A composite type has an operator class, and its attributes may have none.
+            let has_key = has_key && !NOT_COMPARED.contains(&type_sql);
             self.has_key.push(has_key);
             if has_key {
                 run(format!(
@@ -130,9 +139,9 @@ impl Course {
                 // The first key goes, the second one becomes it and goes on.
                 sql.push_str(&format!(
                     "UPDATE {k} SET n = n + 10000;
-                     DELETE FROM {k} WHERE k = (SELECT k FROM kept.k{number} ORDER BY n LIMIT 1);
+                     DELETE FROM {k} WHERE n = (SELECT 10000 + n FROM kept.k{number} ORDER BY n LIMIT 1);
                      UPDATE {k} SET k = (SELECT k FROM kept.k{number} ORDER BY n LIMIT 1)
-                       WHERE k = (SELECT k FROM kept.k{number} ORDER BY n LIMIT 1 OFFSET 1);
+                       WHERE n = (SELECT 10000 + n FROM kept.k{number} ORDER BY n LIMIT 1 OFFSET 1);
                      UPDATE {k} SET n = n + 10000; DELETE FROM {k} WHERE n % 3 = 0;"
                 ));
             }
@@ -169,13 +178,9 @@ impl Course {
             .await
             .with_context(|| format!("as text, {when}"))?;
         for (number, sample) in self.samples.iter().enumerate().filter(|(_, sample)| is_built_in(sample)) {
-            let send = self
-                .source
-                .value(&format!("SELECT typsend FROM pg_type WHERE oid = '{}'::regtype", sample.type_sql))
-                .await?;
             let sql = |schema: &str| {
                 format!(
-                    "SELECT md5(coalesce(string_agg(concat_ws(' ', id, {send}(v), array_send(a)), ',' ORDER BY id), '')) \
+                    "SELECT md5(coalesce(string_agg(concat_ws(' ', id, record_send(ROW(v, a))), ',' ORDER BY id), '')) \
                      FROM \"{schema}\".t{number}"
                 )
             };
@@ -207,7 +212,7 @@ impl Course {
 }
 
 fn is_built_in(sample: &Sample) -> bool {
-    !sample.type_sql.starts_with("types.")
+    !sample.type_sql.contains('.')
 }
 
 /// Rows of `t`: each value with each kind of array, and NULLs.

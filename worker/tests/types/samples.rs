@@ -141,6 +141,7 @@ pub const BUILT_IN: &[Sample] = &[
     sample("jsonpath", &["'$.a[*] ? (@ > 1 && @.b like_regex \"^x\" flag \"i\")'", "'strict $'"]),
     sample("xml", &["'<a b=\"c\">d<!-- e --></a>'", "'no <b/> root &amp;'"]),
     sample("tsvector", &["'a:1A b:2,3C ''it''''s'''", "''"]),
+    // Binary cannot carry the empty one.
     sample("tsquery", &["'a:*A & !(b | ''it''''s'') <2> c'", "''"]),
     sample("inet", &["'2001:db8::1/64'", "'10.1.2.3'", "'0.0.0.0/0'"]),
     sample("cidr", &["'10.0.0.0/8'", "'2001:db8::/32'"]),
@@ -190,7 +191,7 @@ pub const MAKE: &str = r#"
     CREATE DOMAIN types.couple AS types.pair CHECK ((VALUE).a > 0);
     CREATE TYPE types.nested AS (one types.pair, many types.pair[], domains types.short[], couple types.couple, at timestamp(3)[]);
     CREATE TYPE types.span AS RANGE (subtype = types.mood);
-    CREATE TYPE types.floats AS RANGE (subtype = float8, multirange_type_name = many_floats);
+    CREATE TYPE types.floats AS RANGE (subtype = float8, multirange_type_name = public.many_floats);
     CREATE TYPE types."Ünï ""quoted"" type whose name is as long as a name may be: 63 by" AS ENUM ('1', '2');
 "#;
 
@@ -221,7 +222,7 @@ pub const MADE: &[Sample] = &[
     sample("types.span", &["'[sad,ünï\\\\]'", "'empty'", "'(,sad)'"]),
     sample("types.span_multirange", &["'{[sad,sad]}'"]),
     sample("types.floats", &["'[-Infinity,5e-324)'", "'[1.5,1.5]'"]),
-    sample("types.many_floats", &["'{[1,2),(3,NaN]}'"]),
+    sample("public.many_floats", &["'{[1,2),(3,NaN]}'"]),
     sample("types.\"Ünï \"\"quoted\"\" type whose name is as long as a name may be: 63 by\"", &["'1'"]),
 ];
 
