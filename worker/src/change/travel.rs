@@ -10,7 +10,7 @@ use super::table::SourceTable;
 use crate::failure::Failure;
 
 /// Format of values.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Format {
     /// What the type's send function writes.
     Binary,
@@ -154,7 +154,7 @@ mod tests {
         let both = versions(15, 15);
         assert_eq!(table_format(&plain, both), Format::Binary);
         assert_eq!(table_format(&foreign, both), Format::Text);
-        assert_eq!(stream_format(&[plain.clone()], both), Format::Binary);
+        assert_eq!(stream_format(std::slice::from_ref(&plain), both), Format::Binary);
         assert_eq!(stream_format(&[plain, foreign], both), Format::Text);
         let mood = made(20_002, Definition::Enum(vec!["sad".into()]));
         assert_eq!(table_format(&table(&[in_composite(mood)]), both), Format::Binary);

@@ -5,6 +5,7 @@ use super::compare::{Difference, columns_that_block_inserts, missing_key, not_a_
 use super::fit::takes_built_in;
 use crate::batch::TableTraits;
 use crate::change::table::{TableName, quote_identifier};
+use crate::change::travel::Format;
 use crate::change::{Relation, RelationColumn, ReplicaIdentity, STABLE_OIDS_END};
 
 /// How rows of one relation go into its sink table. Made when the stream describes the relation.
@@ -96,9 +97,12 @@ impl Plan {
             .filter_map(|(place, column)| column.as_ref().map(|column| (place, column)))
     }
 
-    /// Whether rows can go by binary COPY.
-    pub(super) fn is_binary(&self) -> bool {
-        self.written().all(|(_, column)| column.has_binary_format)
+    /// Whether rows can go by COPY in the format.
+    pub(super) fn takes(&self, format: Format) -> bool {
+        match format {
+            Format::Binary => self.written().all(|(_, column)| column.has_binary_format),
+            Format::Text => true,
+        }
     }
 
     /// The columns that name a row, with their places in the stream's rows.

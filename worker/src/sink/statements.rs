@@ -1,12 +1,13 @@
 //! The SQL that writes rows. Everything is qualified; values are parameters. Pure.
 
 use super::plan::{Plan, PlanColumn};
+use crate::change::travel::Format;
 
 /// What a statement does, as far as its text depends on it. Places are those of the stream's rows.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) enum Shape {
     /// COPY of whole rows.
-    Copy,
+    Copy(Format),
     /// INSERT of one row.
     Insert,
     /// UPDATE of these columns in one row.
@@ -20,7 +21,9 @@ pub(super) enum Shape {
 pub(super) fn sql(plan: &Plan, shape: &Shape) -> String {
     let table = plan.sink.quoted();
     match shape {
-        Shape::Copy => format!("COPY {table} ({}) FROM STDIN (FORMAT binary)", names(plan)),
+        Shape::Copy(format) => {
+            format!("COPY {table} ({}) FROM STDIN ({})", names(plan), format.copy_options())
+        }
         Shape::Insert => {
             let overriding = if plan.overrides_identity { " OVERRIDING SYSTEM VALUE" } else { "" };
             let values = parameters(plan.written().count());

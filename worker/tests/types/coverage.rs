@@ -16,7 +16,7 @@ const GUIDE: &str = include_str!("../../../docs/guide-types.md");
 
 /// Makes a table with a column of every type of the server that a column can have, and returns their names by
 /// column. Arrays have columns of their own.
-const ONE_OF_EACH: &str = r#"
+const ONE_OF_EACH: &str = "
     CREATE TABLE one_of_each (id integer PRIMARY KEY);
     CREATE TABLE types_by_column (name text, type text, kind text, element text);
     DO $$ DECLARE t record; BEGIN
@@ -31,7 +31,7 @@ const ONE_OF_EACH: &str = r#"
             EXCEPTION WHEN invalid_table_definition THEN NULL;
             END;
         END LOOP;
-    END $$"#;
+    END $$";
 
 async fn refused_columns(server: &Server) -> BTreeSet<String> {
     let endpoint = Endpoint {

@@ -5,6 +5,8 @@
 #[path = "../common/mod.rs"]
 mod common;
 mod coverage;
+mod large;
+mod random;
 mod refusals;
 mod round_trip;
 mod samples;

@@ -4,15 +4,15 @@ use penstock_e2e::postgres::Version;
 
 /// A type and values of it that hold something awkward.
 #[derive(Clone, Copy, Debug)]
-pub struct Sample {
+pub(crate) struct Sample {
     /// As SQL writes it, in the schema `types` if somebody made it.
-    pub type_sql: &'static str,
+    pub(crate) type_sql: &'static str,
     /// Expressions that are cast to it.
-    pub values: &'static [&'static str],
+    pub(crate) values: &'static [&'static str],
     /// NULL is one of them.
-    pub is_nullable: bool,
+    pub(crate) is_nullable: bool,
     /// The first version that takes the values.
-    pub since: Version,
+    pub(crate) since: Version,
 }
 
 const fn sample(type_sql: &'static str, values: &'static [&'static str]) -> Sample {
@@ -20,7 +20,7 @@ const fn sample(type_sql: &'static str, values: &'static [&'static str]) -> Samp
 }
 
 /// Every built-in type that is carried.
-pub const BUILT_IN: &[Sample] = &[
+pub(crate) const BUILT_IN: &[Sample] = &[
     sample("boolean", &["true", "false"]),
     sample("smallint", &["-32768", "32767", "0"]),
     sample("integer", &["-2147483648", "2147483647", "0"]),
@@ -180,7 +180,7 @@ pub const BUILT_IN: &[Sample] = &[
 ];
 
 /// Made before [`MADE`] and [`BY_HAND`] are used. The sink gets them from the worker.
-pub const MAKE: &str = r#"
+pub(crate) const MAKE: &str = r#"
     CREATE TYPE types.mood AS ENUM ('sad', 'it''s "ok", {really}', 'ünï\');
     CREATE DOMAIN types.short AS varchar(5);
     CREATE DOMAIN types.shorter AS types.short NOT NULL CHECK (length(VALUE) < 4);
@@ -196,7 +196,7 @@ pub const MAKE: &str = r#"
 "#;
 
 /// Types that somebody made, of what every server has.
-pub const MADE: &[Sample] = &[
+pub(crate) const MADE: &[Sample] = &[
     sample("types.mood", &["'sad'", "'it''s \"ok\", {really}'", "'ünï\\'"]),
     sample("types.short", &["'dom'", "''"]),
     Sample { is_nullable: false, ..sample("types.shorter", &["'abc'", "'x'"]) },
@@ -227,19 +227,19 @@ pub const MADE: &[Sample] = &[
 ];
 
 /// A base type without a binary form, as somebody may make one. Both ends must have it.
-pub const MAKE_BASE: &str = "
+pub(crate) const MAKE_BASE: &str = "
     CREATE TYPE types.number;
     CREATE FUNCTION types.number_in(cstring) RETURNS types.number LANGUAGE internal IMMUTABLE STRICT AS 'int4in';
     CREATE FUNCTION types.number_out(types.number) RETURNS cstring LANGUAGE internal IMMUTABLE STRICT AS 'int4out';
     CREATE TYPE types.number (INPUT = types.number_in, OUTPUT = types.number_out, LIKE = int4);";
 
 /// Made of the base type, by the worker in the sink.
-pub const MAKE_OF_BASE: &str = "
+pub(crate) const MAKE_OF_BASE: &str = "
     CREATE DOMAIN types.figure AS types.number;
     CREATE TYPE types.numbered AS (number types.number, numbers types.number[], body bytea, at timestamptz, label text);";
 
 /// Types that can only travel as text.
-pub const BY_HAND: &[Sample] = &[
+pub(crate) const BY_HAND: &[Sample] = &[
     sample("types.number", &["'1'", "'-2147483648'"]),
     sample("types.figure", &["'7'"]),
     sample(
@@ -252,10 +252,10 @@ pub const BY_HAND: &[Sample] = &[
 ];
 
 /// The extensions, which both ends must have; their schema may differ.
-pub const EXTENSIONS: &[&str] = &["citext", "hstore", "ltree", "cube", "seg", "isn", "intarray"];
+pub(crate) const EXTENSIONS: &[&str] = &["citext", "hstore", "ltree", "cube", "seg", "isn", "intarray"];
 
 /// Types of extensions. The source has the extensions in the schema `types`.
-pub const OF_EXTENSIONS: &[Sample] = &[
+pub(crate) const OF_EXTENSIONS: &[Sample] = &[
     sample("types.citext", &["'Key'", "'ÜNÏ'", "''"]),
     sample("types.hstore", &["'a=>1, \"b c\"=>NULL, \"\"=>\"it''s \\\"x\\\\\"'", "''"]),
     sample("types.ltree", &["'Top.Science.Astronomy'", "''"]),
@@ -270,5 +270,5 @@ pub const OF_EXTENSIONS: &[Sample] = &[
 ];
 
 /// Made of the types of extensions, by the worker in the sink.
-pub const MAKE_OF_EXTENSIONS: &str =
+pub(crate) const MAKE_OF_EXTENSIONS: &str =
     "CREATE TYPE types.tagged AS (key types.citext, pairs types.hstore[], paths types.ltree[]);";
