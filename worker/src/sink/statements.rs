@@ -50,13 +50,26 @@ pub(super) fn sql(plan: &Plan, shape: &Shape) -> String {
     }
 }
 
-/// One TRUNCATE of all tables, as the source did it. `ONLY`: tables that inherit are named by themselves.
-pub(super) fn truncate<'a>(plans: impl Iterator<Item = &'a Plan>, restart_identity: bool) -> String {
+/// One TRUNCATE of all tables, as the source did it. `ONLY`: tables that inherit are named by themselves. A table
+/// cannot be truncated while something of it is still to be checked, so its constraints are checked before; the source
+/// did the same.
+pub(super) fn truncate<'a>(
+    plans: impl Iterator<Item = &'a Plan>,
+    restart_identity: bool,
+    deferrable: Option<&str>,
+) -> String {
     let tables: Vec<_> = plans
         .map(|plan| format!("{}{}", if plan.is_partitioned { "" } else { "ONLY " }, plan.sink.quoted()))
         .collect();
     let identity = if restart_identity { " RESTART IDENTITY" } else { "" };
-    format!("TRUNCATE TABLE {}{identity}", tables.join(", "))
+    let truncate = format!("TRUNCATE TABLE {}{identity}", tables.join(", "));
+    match deferrable {
+        None => truncate,
+        Some(constraints) => {
+            let set = |when: &str| format!("SET CONSTRAINTS {constraints} {when}");
+            [set("IMMEDIATE"), truncate, set("DEFERRED")].join("; ")
+        }
+    }
 }
 
 fn names(plan: &Plan) -> String {

@@ -245,7 +245,11 @@ impl Writer {
     async fn truncate(&self, relations: &[RelationId], restart_identity: bool) -> Result<(), Failure> {
         let plans = relations.iter().map(|relation| self.plan(*relation)).collect::<Result<Vec<_>, _>>()?;
         let Some(first) = plans.first() else { return Ok(()) };
-        let sql = statements::truncate(plans.iter().map(AsRef::as_ref), restart_identity);
+        let plans = || plans.iter().map(AsRef::as_ref);
+        let deferrable = deferrable_constraints(&self.session.client, plans())
+            .await
+            .map_err(|error| failed(&error, "reading the constraints of tables that were truncated"))?;
+        let sql = statements::truncate(plans(), restart_identity, deferrable.as_deref());
         self.session.batch_execute(&sql).await.map_err(|error| {
             if error.code() != Some(&SqlState::FEATURE_NOT_SUPPORTED) {
                 return rows_refused(&error, &first.sink, "truncating");
@@ -253,7 +257,7 @@ impl Writer {
             let message = format!(
                 "The source truncated {}; the sink cannot, because a foreign key of another table refers to it. Drop that \
                  foreign key in the sink, or add its table to source.postgres.tables.",
-                plans.iter().map(|plan| plan.sink.to_string()).collect::<Vec<_>>().join(", ")
+                plans().map(|plan| plan.sink.to_string()).collect::<Vec<_>>().join(", ")
             );
             Failure::new(Reason::SinkRejectedRow, message)
         })
@@ -334,6 +338,19 @@ impl Writer {
         let sql = "SELECT pg_catalog.format_type($1, $2)";
         self.session.query_one(sql, &[&column.type_oid, &column.type_modifier]).await?.try_get(0)
     }
+}
+
+/// What may still have to be checked of these tables, for SET CONSTRAINTS.
+async fn deferrable_constraints(
+    client: &tokio_postgres::Client,
+    plans: impl Iterator<Item = &Plan>,
+) -> Result<Option<String>, Error> {
+    let tables: Vec<String> = plans.map(|plan| plan.sink.quoted()).collect();
+    let sql = "SELECT pg_catalog.string_agg(DISTINCT pg_catalog.format('%I.%I', n.nspname, c.conname), ', ') \
+               FROM pg_catalog.pg_constraint AS c JOIN pg_catalog.pg_namespace AS n ON n.oid = c.connamespace, \
+                    pg_catalog.unnest($1::text[]::pg_catalog.regclass[]) AS t (id) \
+               WHERE c.condeferrable AND t.id IN (c.conrelid, c.confrelid)";
+    client.query_one(sql, &[&tables]).await?.try_get(0)
 }
 
 /// Deferred constraints speak at COMMIT, and name their table.
