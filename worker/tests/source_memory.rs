@@ -8,6 +8,7 @@ use penstock_crds::connection::{PostgresConnection, Tls, TlsMode};
 use penstock_crds::source::{PostgresSource, Snapshot};
 use penstock_e2e::postgres::{Server, Version};
 use penstock_worker::change::Lsn;
+use penstock_worker::change::travel::Format;
 use penstock_worker::postgres::{Credentials, End, Endpoint, EndpointFiles};
 use penstock_worker::source::{
     Durability, Frame, PublicationName, SlotName, SourceIdentity, StreamRequest, create_slot,
@@ -74,6 +75,7 @@ async fn memory_stays_within_the_bound_for_wide_rows_and_for_a_few_kept_short_on
         publication: PublicationName::of_pipeline("memory"),
         start,
         identity,
+        format: Format::Binary,
         capacity_bytes: 8 * MIB,
     };
     server

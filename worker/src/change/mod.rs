@@ -1,12 +1,15 @@
 //! The one vocabulary that passes between stages: positions, relations, rows, changes. Plain data, no I/O.
 
 mod checkpoint;
+mod column_type;
 mod lsn;
 mod relation;
 mod row;
 pub mod table;
+pub mod travel;
 
 pub use checkpoint::{Checkpoint, SourceIdentity};
+pub use column_type::{ColumnType, Definition, MadeType, STABLE_OIDS_END, TypeKind};
 pub use lsn::{InvalidLsn, Lsn, Position};
 pub use relation::{Relation, RelationColumn, RelationId, ReplicaIdentity};
 pub use row::{Change, OldRow, Row, Value};

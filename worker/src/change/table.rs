@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use super::{RelationId, ReplicaIdentity};
+use super::{ColumnType, RelationId, ReplicaIdentity};
 
 /// Schema and name, as PostgreSQL stores them (unquoted).
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -55,6 +55,8 @@ pub struct SourceTable {
     pub replica_identity: ReplicaIdentity,
     /// Columns of the primary key in key order; empty without one.
     pub primary_key: Vec<String>,
+    /// The primary key may be broken within a transaction (DEFERRABLE).
+    pub is_primary_key_deferrable: bool,
     /// Columns of the replica identity: of the primary key (DEFAULT) or the chosen index (INDEX); all
     /// (FULL). Empty: UPDATE and DELETE cannot be carried.
     pub identity_columns: Vec<String>,
@@ -71,10 +73,8 @@ pub struct SourceTable {
 pub struct SourceColumn {
     /// Name.
     pub name: String,
-    /// OID of the type; for a domain, of its base type.
-    pub type_oid: u32,
-    /// The type as SQL writes it, with its modifier: `numeric(10,2)`; for a domain, its base type.
-    pub type_sql: String,
+    /// Its type; for a domain, what that is over.
+    pub column_type: ColumnType,
     /// NOT NULL (of the column or of its domain).
     pub is_not_null: bool,
     /// A constant default as SQL writes it. Calls, sequences and everything that could differ between
@@ -82,15 +82,4 @@ pub struct SourceColumn {
     pub constant_default: Option<String>,
     /// Expression of a stored generated column: computed in the sink, never in the stream.
     pub generated: Option<String>,
-    /// The enum type, where it is one.
-    pub enum_type: Option<EnumType>,
-}
-
-/// An enum type of the source.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct EnumType {
-    /// Name of the type.
-    pub name: TableName,
-    /// Labels in order.
-    pub labels: Vec<String>,
 }

@@ -36,8 +36,8 @@ pub fn key_of(table: &SourceTable) -> Option<Vec<KeyColumn>> {
     };
     let column = |name: &String| {
         let column = table.columns.iter().find(|column| column.name == *name)?;
-        let order = KeyOrder::of_type(column.type_oid)?;
-        Some(KeyColumn { name: name.clone(), type_sql: column.type_sql.clone(), order })
+        let order = KeyOrder::of_type(column.column_type.oid)?;
+        Some(KeyColumn { name: name.clone(), type_sql: column.column_type.sql.clone(), order })
     };
     names.iter().map(column).collect::<Option<Vec<_>>>().filter(|key| !key.is_empty())
 }

@@ -19,10 +19,11 @@ use super::ranges::RangeTable;
 use super::start::{Fenced, Resumed};
 use crate::change::RelationId;
 use crate::change::table::{SourceTable, TableName};
+use crate::change::travel::{Format, Versions, table_format};
 use crate::failure::Failure;
 use crate::incremental::{self, Copied};
 use crate::postgres::{End, Session, classify};
-use crate::sink::{CopyFormat, FirstCopy, Sink, TableState};
+use crate::sink::{FirstCopy, Sink, TableState};
 use crate::source::{self, Chunk, Durability, ExportedSnapshot, SlotName, TableCopy};
 
 /// How far each table of the shard is.
@@ -65,7 +66,8 @@ pub(super) async fn copy_missing(
         refuse_stale(&states)?;
     }
     let mut in_ranges = Vec::new();
-    if mode == SnapshotMode::Initial && !is_new {
+    // Keys are compared in binary.
+    if mode == SnapshotMode::Initial && !is_new && fenced.stream_format == Format::Binary {
         (in_ranges, missing) = missing.into_iter().partition(|table| incremental::key_of(table).is_some());
     }
     if !missing.is_empty() {
@@ -75,7 +77,7 @@ pub(super) async fn copy_missing(
         };
         if mode == SnapshotMode::Initial {
             context.status.enter(WorkerPhase::Snapshotting);
-            copy(context, &missing, &exported, &mut fenced.sink).await?;
+            copy(context, &missing, &exported, fenced).await?;
         }
         for table in &missing {
             fenced.sink.mark_ready(&table.name, exported.consistent_point).await?;
@@ -194,6 +196,7 @@ async fn later_snapshot(
 struct Queue<'a> {
     chunks: Mutex<Vec<Chunk>>,
     tables: HashMap<RelationId, &'a SourceTable>,
+    versions: Versions,
 }
 
 impl Queue<'_> {
@@ -206,8 +209,9 @@ async fn copy(
     context: Context<'_>,
     tables: &[SourceTable],
     exported: &ExportedSnapshot,
-    sink: &mut Sink,
+    fenced: &mut Fenced,
 ) -> Result<(), Failure> {
+    let Fenced { sink, versions, .. } = fenced;
     for table in tables {
         sink.restart_copy(&table.name).await?;
     }
@@ -218,8 +222,11 @@ async fn copy(
         usize::from(context.settings.pipeline.manifest.spec.source.postgres.snapshot.parallelism);
     let readers = parallelism.min(chunks.len()).max(1);
     tracing::info!(tables = tables.len(), chunks = chunks.len(), readers, "copying rows");
-    let queue =
-        Queue { chunks: Mutex::new(chunks), tables: tables.iter().map(|table| (table.id, table)).collect() };
+    let queue = Queue {
+        chunks: Mutex::new(chunks),
+        tables: tables.iter().map(|table| (table.id, table)).collect(),
+        versions: *versions,
+    };
     try_join_all((0..readers).map(|_| copy_chunks(context, &copy, sink, &queue))).await?;
     copy.finish().await?;
     Ok(())
@@ -242,9 +249,12 @@ async fn copy_chunks(
             .map(|column| column.name.clone())
             .collect();
         let doing = format!("reading rows of {}", table.name);
-        let rows =
-            reader.read(&chunk, &columns).await?.map_err(|error| classify(End::Source, &error, &doing));
-        let count = loader.load_chunk(&table.name, &columns, CopyFormat::Binary, rows).await?;
+        let format = table_format(table, queue.versions);
+        let rows = reader
+            .read(&chunk, &columns, format)
+            .await?
+            .map_err(|error| classify(End::Source, &error, &doing));
+        let count = loader.load_chunk(&table.name, &columns, format, rows).await?;
         context.status.snapshot(|progress| progress.rows_copied += count);
         context.metrics.snapshot_rows.inc_by(count);
     }

@@ -9,6 +9,7 @@ use penstock_crds::table_pattern::TablePattern;
 
 use super::Context;
 use crate::change::table::{SourceTable, TableName};
+use crate::change::travel::{self, Format, Versions};
 use crate::change::{Checkpoint, Position, SourceIdentity};
 use crate::checkpoint::{self, Beginning, Identity, Known, Record, Volume};
 use crate::failure::Failure;
@@ -38,6 +39,9 @@ pub(super) struct Fenced {
     pub(super) identity: source::SourceIdentity,
     pub(super) slot: SlotName,
     pub(super) publication: PublicationName,
+    pub(super) versions: Versions,
+    /// Of all tables of the pipeline, those of other shards too: they are in the stream of this one.
+    pub(super) stream_format: Format,
 }
 
 /// Which tables are whose.
@@ -121,7 +125,10 @@ pub(super) async fn fence(context: Context<'_>, source: &Source, volume: &Volume
         None => PublicationName::of_pipeline(&started.names_uid),
     };
     let slot = SlotName::of_shard(&started.names_uid, settings.shard);
-    Ok(Fenced { sink, started, identity, slot, publication })
+    let versions = Versions { source: identity.server_version / 10_000, sink: sink.server_version / 10_000 };
+    travel::check(&source.inspection.tables, versions)?;
+    let stream_format = travel::stream_format(&source.inspection.tables, versions);
+    Ok(Fenced { sink, started, identity, slot, publication, versions, stream_format })
 }
 
 /// Step 4: the tables of this shard. Shard 0 brings the publication up to date and then writes who has what; the

@@ -28,6 +28,7 @@ pub(super) async fn stream(context: Context<'_>, ready: Ready) -> Result<(), Fai
         publication: fenced.publication.clone(),
         start: checkpoint.end_lsn,
         identity: fenced.identity.clone(),
+        format: fenced.stream_format,
         capacity_bytes: READ_AHEAD_BYTES,
     };
     let writer = fenced.sink.writer(checkpoint.sequence).await?;

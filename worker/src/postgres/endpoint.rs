@@ -120,7 +120,7 @@ impl Endpoint {
 pub(super) const PIN_SETTINGS: &str = "SELECT pg_catalog.set_config(pinned.name, pinned.value, false) \
      FROM (VALUES ('client_min_messages', 'warning'), ('datestyle', 'ISO'), ('intervalstyle', 'postgres'), \
      ('extra_float_digits', '1'), ('bytea_output', 'hex'), ('standard_conforming_strings', 'on'), \
-     ('row_security', 'off'), ('statement_timeout', '0'), ('lock_timeout', '0'), \
+     ('timezone', 'UTC'), ('lc_monetary', 'C'), ('xmloption', 'content'), ('array_nulls', 'on'), ('row_security', 'off'), ('statement_timeout', '0'), ('lock_timeout', '0'), \
      ('idle_in_transaction_session_timeout', '0'), ('idle_session_timeout', '0'), \
      ('transaction_timeout', '0'), ('tcp_keepalives_idle', '15'), ('tcp_keepalives_interval', '5'), \
      ('tcp_keepalives_count', '3')) AS pinned (name, value) \

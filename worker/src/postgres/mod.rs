@@ -10,6 +10,7 @@ mod replication;
 mod session;
 mod tls;
 mod transport;
+mod type_catalogue;
 
 pub use copy_both::{CopyBoth, StreamMessage};
 pub use credentials::{Credentials, EndpointFiles};
@@ -17,3 +18,4 @@ pub use endpoint::{End, Endpoint};
 pub use error::{ConnectError, ServerError, classify, classify_or};
 pub use replication::{ReplicationConnection, ReplicationError, TextRow};
 pub use session::Session;
+pub use type_catalogue::{Resolved, TypeCatalogue, write_names};

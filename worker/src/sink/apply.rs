@@ -5,7 +5,7 @@ use futures::SinkExt as _;
 use penstock_crds::report::Reason;
 use tokio_postgres::{Client, Statement};
 
-use super::copy::CopyEncoder;
+use super::copy::{CopyEncoder, format_of};
 use super::error::rows_refused;
 use super::in_flight::{InFlight, NotApplied};
 use super::plan::Plan;
@@ -13,6 +13,7 @@ use super::prepared::Prepared;
 use super::statements::Shape;
 use super::value::Parameter;
 use crate::batch::UpdateRow;
+use crate::change::travel::Format;
 use crate::change::{OldRow, RelationId, Row, Value};
 use crate::failure::Failure;
 
@@ -32,11 +33,11 @@ impl<'a> TableWriter<'a> {
         for row in rows {
             self.check_width(row)?;
         }
-        let is_text = |row: &Row| row.0.iter().any(|value| matches!(value, Value::Text(_)));
-        if rows.len() < COPY_ROWS_MIN || !self.plan.is_binary() || rows.iter().any(is_text) {
-            self.insert_one_by_one(rows).await
-        } else {
-            self.copy(rows).await
+        match format_of(rows) {
+            Some(format) if rows.len() >= COPY_ROWS_MIN && self.plan.takes(format) => {
+                self.copy(rows, format).await
+            }
+            Some(_) | None => self.insert_one_by_one(rows).await,
         }
     }
 
@@ -74,13 +75,13 @@ impl<'a> TableWriter<'a> {
         in_flight.settle().await.map_err(|error| self.not_applied(error, "inserting into"))
     }
 
-    async fn copy(&mut self, rows: &[Row]) -> Result<(), Failure> {
+    async fn copy(&mut self, rows: &[Row], format: Format) -> Result<(), Failure> {
         let doing = "inserting into";
-        let statement = self.statement(Shape::Copy, &mut InFlight::default(), doing).await?;
+        let statement = self.statement(Shape::Copy(format), &mut InFlight::default(), doing).await?;
         let refused = |error| rows_refused(&error, &self.plan.sink, doing);
         let copy = self.client.copy_in::<_, Bytes>(&statement).await.map_err(refused)?;
         let mut copy = std::pin::pin!(copy);
-        let mut encoder = CopyEncoder::new();
+        let mut encoder = CopyEncoder::new(format);
         for row in rows {
             encoder.put(self.plan, row).map_err(|_| self.not_a_row("an inserted row lacks a value"))?;
             if let Some(chunk) = encoder.full_chunk() {

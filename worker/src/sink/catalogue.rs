@@ -2,7 +2,9 @@
 
 use tokio_postgres::{Error, GenericClient, Row};
 
+use super::made_types::read_types;
 use crate::change::table::TableName;
+use crate::change::{ColumnType, STABLE_OIDS_END};
 
 /// A table of the sink.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -31,12 +33,8 @@ pub(super) enum TableKind {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct SinkColumn {
     pub(super) name: String,
-    /// OID of the type; for a domain, of its base type.
-    pub(super) type_oid: u32,
-    /// Type modifier of the column or of its domain, -1 for none.
-    pub(super) type_modifier: i32,
-    /// The type as SQL writes it, with its modifier.
-    pub(super) type_sql: String,
+    /// Its type; for a domain, what that is over.
+    pub(super) column_type: ColumnType,
     /// The type without its modifier, safe in a cast.
     pub(super) cast_sql: String,
     /// NOT NULL, of the column or of its domain.
@@ -47,8 +45,6 @@ pub(super) struct SinkColumn {
     pub(super) equality: String,
     /// The type can be received in binary format.
     pub(super) has_binary_format: bool,
-    /// Labels, for an enum type.
-    pub(super) enum_labels: Vec<String>,
 }
 
 /// What a column holds in a row that does not say.
@@ -70,6 +66,8 @@ pub(super) struct UniqueIndex {
     pub(super) is_primary: bool,
     /// On columns only, of all rows, complete.
     pub(super) is_key: bool,
+    /// No two rows have the same key, not even within a transaction.
+    pub(super) is_immediate: bool,
     /// Its columns in order.
     pub(super) columns: Vec<String>,
 }
@@ -158,9 +156,7 @@ SELECT a.attname::text, type.oid, base.modifier,
                                      AND c.castmethod = 'b' AND c.castcontext = 'i'))
                  ORDER BY class.opcintype <> type.oid LIMIT 1), 'OPERATOR(pg_catalog.=)')
        END,
-       type.typreceive <> 0,
-       ARRAY(SELECT label.enumlabel::text FROM pg_catalog.pg_enum AS label
-             WHERE label.enumtypid = type.oid ORDER BY label.enumsortorder)
+       type.typreceive <> 0
 FROM base
 JOIN pg_catalog.pg_type AS type ON type.oid = base.type AND type.typtype <> 'd'
 JOIN pg_catalog.pg_attribute AS a ON a.attrelid = $1 AND a.attnum = base.attnum
@@ -168,7 +164,7 @@ ORDER BY a.attnum";
 
 const UNIQUE_INDEXES: &str = "
 SELECT i.indisprimary,
-       i.indpred IS NULL AND i.indexprs IS NULL AND i.indisvalid AND i.indisready,
+       i.indpred IS NULL AND i.indexprs IS NULL AND i.indisvalid AND i.indisready, i.indimmediate,
        ARRAY(SELECT a.attname::text
              FROM pg_catalog.unnest(i.indkey::pg_catalog.int2[]) WITH ORDINALITY AS key (attnum, place)
              JOIN pg_catalog.pg_attribute AS a ON a.attrelid = i.indrelid AND a.attnum = key.attnum
@@ -186,7 +182,9 @@ pub(super) async fn read_table(
     let (oid, kind, has_order_constraints): (u32, String, bool) =
         (table.try_get(0)?, table.try_get(1)?, table.try_get(2)?);
     let unlogged = table.try_get(3)?;
-    let columns = client.query(COLUMNS, &[&oid]).await?;
+    let rows = client.query(COLUMNS, &[&oid]).await?;
+    let mut columns = rows.iter().map(column).collect::<Result<Vec<_>, _>>()?;
+    look_into_made_types(client, &mut columns).await?;
     let indexes = client.query(UNIQUE_INDEXES, &[&oid]).await?;
     Ok(Some(SinkTable {
         name: name.clone(),
@@ -195,19 +193,34 @@ pub(super) async fn read_table(
             "p" => TableKind::Partitioned,
             _ => TableKind::NotATable,
         },
-        columns: columns.iter().map(column).collect::<Result<_, _>>()?,
+        columns,
         unique_indexes: indexes.iter().map(unique_index).collect::<Result<_, _>>()?,
         unlogged,
         has_order_constraints,
     }))
 }
 
+/// Most tables have none.
+async fn look_into_made_types(client: &impl GenericClient, columns: &mut [SinkColumn]) -> Result<(), Error> {
+    let made: Vec<&mut ColumnType> = columns
+        .iter_mut()
+        .map(|column| &mut column.column_type)
+        .filter(|column_type| column_type.oid >= STABLE_OIDS_END)
+        .collect();
+    if made.is_empty() {
+        return Ok(());
+    }
+    let types: Vec<(u32, i32)> = made.iter().map(|found| (found.oid, found.modifier)).collect();
+    for (found, read) in made.into_iter().zip(read_types(client, &types).await?) {
+        *found = read;
+    }
+    Ok(())
+}
+
 fn column(row: &Row) -> Result<SinkColumn, Error> {
     Ok(SinkColumn {
         name: row.try_get(0)?,
-        type_oid: row.try_get(1)?,
-        type_modifier: row.try_get(2)?,
-        type_sql: row.try_get(3)?,
+        column_type: ColumnType::built_in(row.try_get(1)?, row.try_get(2)?, row.try_get::<_, String>(3)?),
         cast_sql: row.try_get(4)?,
         is_not_null: row.try_get(5)?,
         own_value: match row.try_get(6)? {
@@ -218,23 +231,14 @@ fn column(row: &Row) -> Result<SinkColumn, Error> {
         },
         equality: row.try_get(7)?,
         has_binary_format: row.try_get(8)?,
-        enum_labels: row.try_get(9)?,
     })
 }
 
 fn unique_index(row: &Row) -> Result<UniqueIndex, Error> {
-    Ok(UniqueIndex { is_primary: row.try_get(0)?, is_key: row.try_get(1)?, columns: row.try_get(2)? })
-}
-
-/// An enum type's labels in order, or `None` if there is no type of that name.
-pub(super) async fn read_enum_labels(
-    client: &impl GenericClient,
-    name: &TableName,
-) -> Result<Option<Vec<String>>, Error> {
-    let sql = "SELECT ARRAY(SELECT label.enumlabel::text FROM pg_catalog.pg_enum AS label \
-                      WHERE label.enumtypid = type.oid ORDER BY label.enumsortorder) \
-               FROM pg_catalog.pg_type AS type \
-               JOIN pg_catalog.pg_namespace AS namespace ON namespace.oid = type.typnamespace \
-               WHERE namespace.nspname = $1 AND type.typname = $2";
-    client.query_opt(sql, &[&name.schema, &name.name]).await?.map(|row| row.try_get(0)).transpose()
+    Ok(UniqueIndex {
+        is_primary: row.try_get(0)?,
+        is_key: row.try_get(1)?,
+        is_immediate: row.try_get(2)?,
+        columns: row.try_get(3)?,
+    })
 }

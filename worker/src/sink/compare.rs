@@ -2,15 +2,9 @@
 
 use super::catalogue::{OwnValue, SinkColumn, SinkTable, TableKind};
 use super::ddl::{column_list, key_columns, nullable_definition, type_sql};
+use super::fit::{Unfit, fit_column};
 use super::owner::TableMap;
-use crate::change::table::{SourceColumn, SourceTable, quote_identifier, quote_literal};
-
-/// OIDs below are the same on every server; types made by extensions, users and initdb scripts lie above.
-pub(super) const STABLE_OIDS_END: u32 = 10_000;
-
-const VARBIT: u32 = 1562;
-const VARCHAR: u32 = 1043;
-const TEXT: u32 = 25;
+use crate::change::table::{SourceColumn, SourceTable, quote_identifier};
 
 /// One thing that is different, and what would make it fit.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -24,7 +18,7 @@ pub(super) struct Difference {
 }
 
 impl Difference {
-    fn new(what: impl Into<String>, statement: impl Into<String>) -> Self {
+    pub(super) fn new(what: impl Into<String>, statement: impl Into<String>) -> Self {
         Self { what: what.into(), statement: statement.into(), is_about_values: false }
     }
 
@@ -168,18 +162,16 @@ fn column_differences(
         }];
     }
     let mut found = Vec::new();
-    if !takes_type(source, sink, tables) {
-        let wanted = type_sql(source, tables);
-        found.push(Difference::about_values(
-            format!("column {name} is {}, the source's is {wanted}", sink.type_sql),
-            format!("{alter} TYPE {wanted} USING {column}::{wanted}"),
-        ));
-    } else if let Some(enum_type) = &source.enum_type {
-        let missing = enum_type
-            .labels
-            .iter()
-            .filter(|label| !source.type_sql.ends_with("[]") && !sink.enum_labels.contains(label));
-        found.extend(missing.map(|label| missing_label(&sink.type_sql, label)));
+    match fit_column(&source.column_type, &sink.column_type, tables) {
+        Ok(()) => {}
+        Err(Unfit::Within(differences)) => found.extend(differences),
+        Err(Unfit::Other) => {
+            let wanted = type_sql(&source.column_type, tables);
+            found.push(Difference::about_values(
+                format!("column {name} is {}, the source's is {wanted}", sink.column_type.sql),
+                format!("{alter} TYPE {wanted} USING {column}::{wanted}"),
+            ));
+        }
     }
     if sink.is_not_null && !source.is_not_null && !sink.is_generated() {
         found.push(Difference::new(
@@ -188,65 +180,4 @@ fn column_differences(
         ));
     }
     found
-}
-
-/// An enum type lacks a label.
-pub(super) fn missing_label(type_sql: &str, label: &str) -> Difference {
-    Difference::new(
-        format!("type {type_sql} lacks the label {label}"),
-        format!("ALTER TYPE {type_sql} ADD VALUE {}", quote_literal(label)),
-    )
-}
-
-fn takes_type(source: &SourceColumn, sink: &SinkColumn, tables: &TableMap) -> bool {
-    if source.type_oid < STABLE_OIDS_END {
-        return sink.type_sql == source.type_sql
-            || takes_stable_type(source.type_oid, sink, &source.type_sql);
-    }
-    unqualified(&type_sql(source, tables)) == unqualified(&sink.type_sql)
-}
-
-/// A built-in type of another modifier: only where every value of the source's fits.
-fn takes_stable_type(source_oid: u32, sink: &SinkColumn, source_sql: &str) -> bool {
-    takes_modifier(source_oid, modifier_in(source_sql), sink)
-}
-
-/// Whether the sink's column takes every value of a built-in type with that modifier, byte by byte. Text takes
-/// varchar; a type without modifier takes all of its kind; a longer varchar takes a shorter one.
-pub(super) fn takes_modifier(source_oid: u32, source_modifier: Option<i32>, sink: &SinkColumn) -> bool {
-    if sink.type_oid != source_oid {
-        return source_oid == VARCHAR && sink.type_oid == TEXT;
-    }
-    match (sink.type_modifier, source_modifier) {
-        (-1, _) => true,
-        (sink_modifier, Some(source_modifier)) => {
-            source_modifier >= 0
-                && (source_modifier == sink_modifier
-                    || (matches!(source_oid, VARCHAR | VARBIT) && source_modifier < sink_modifier))
-        }
-        (_, None) => false,
-    }
-}
-
-/// The modifier as the catalogue holds it, for the two types whose length may differ; `None` for all others.
-fn modifier_in(type_sql: &str) -> Option<i32> {
-    let inner = type_sql.strip_suffix(')')?;
-    let (name, length) = inner.rsplit_once('(')?;
-    let length: i32 = length.parse().ok()?;
-    match name {
-        "character varying" => length.checked_add(4), // the length word counts, as atttypmod has it
-        "bit varying" => Some(length),
-        _ => None,
-    }
-}
-
-/// A type's name without its schema: extensions may live in another one.
-fn unqualified(type_sql: &str) -> String {
-    let mut is_quoted = false;
-    let after_dot = type_sql.char_indices().filter_map(|(at, character)| {
-        is_quoted ^= character == '"';
-        (character == '.' && !is_quoted).then_some(at + 1)
-    });
-    let name = after_dot.last().and_then(|at| type_sql.get(at..)).unwrap_or(type_sql);
-    name.replace('"', "")
 }

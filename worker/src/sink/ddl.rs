@@ -3,8 +3,8 @@
 use std::fmt::Write as _;
 
 use super::owner::TableMap;
-use crate::change::ReplicaIdentity;
-use crate::change::table::{EnumType, SourceColumn, SourceTable, quote_identifier, quote_literal};
+use crate::change::table::{SourceColumn, SourceTable, quote_identifier, quote_literal};
+use crate::change::{ColumnType, Definition, MadeType, ReplicaIdentity, TypeKind};
 
 /// The columns that name a row in UPDATE and DELETE; `None` where the whole row does, or nothing.
 pub(super) fn key_columns(table: &SourceTable) -> Option<&[String]> {
@@ -21,21 +21,46 @@ pub(super) fn column_list<S: AsRef<str>>(columns: &[S]) -> String {
     columns.iter().map(|column| quote_identifier(column.as_ref())).collect::<Vec<_>>().join(", ")
 }
 
-/// The column's type in the sink: an enum type moves with its schema.
-pub(super) fn type_sql(column: &SourceColumn, tables: &TableMap) -> String {
-    match &column.enum_type {
-        None => column.type_sql.clone(),
-        Some(enum_type) => {
-            let array = if column.type_sql.ends_with("[]") { "[]" } else { "" };
-            format!("{}{array}", tables.sink_name(&enum_type.name).quoted())
+/// A type in the sink: one that somebody made moves with its schema, one of an extension is where the sink has it.
+pub(super) fn type_sql(column_type: &ColumnType, tables: &TableMap) -> String {
+    match &column_type.kind {
+        TypeKind::BuiltIn => column_type.sql.clone(),
+        TypeKind::Array(element) => format!("{}[]", type_sql(element, tables)),
+        TypeKind::Made(made) => {
+            let name =
+                if made.extension.is_some() { made.name.clone() } else { tables.sink_name(&made.name) };
+            format!("{}{}", name.quoted(), made.modifier_sql)
         }
     }
 }
 
-/// `CREATE TYPE … AS ENUM (…)`.
-pub(super) fn create_enum(enum_type: &EnumType, tables: &TableMap) -> String {
-    let labels = enum_type.labels.iter().map(|label| quote_literal(label)).collect::<Vec<_>>().join(", ");
-    format!("CREATE TYPE {} AS ENUM ({labels})", tables.sink_name(&enum_type.name).quoted())
+/// `CREATE TYPE …`, where that is all there is to it: a multirange type comes with its range type.
+pub(super) fn create_type(made: &MadeType, tables: &TableMap) -> Option<String> {
+    let sql = tables.sink_name(&made.name).quoted();
+    match &made.definition {
+        Definition::Enum(labels) => {
+            let labels = labels.iter().map(|label| quote_literal(label)).collect::<Vec<_>>().join(", ");
+            Some(format!("CREATE TYPE {sql} AS ENUM ({labels})"))
+        }
+        Definition::Composite { attributes, is_of_table: false } => {
+            let attribute =
+                |(name, part): &(String, _)| format!("{} {}", quote_identifier(name), type_sql(part, tables));
+            let attributes = attributes.iter().map(attribute).collect::<Vec<_>>().join(", ");
+            Some(format!("CREATE TYPE {sql} AS ({attributes})"))
+        }
+        Definition::Range { subtype, multirange, is_plain: true } => {
+            let multirange = tables.sink_name(multirange).quoted();
+            let subtype = type_sql(subtype, tables);
+            Some(format!(
+                "CREATE TYPE {sql} AS RANGE (SUBTYPE = {subtype}, MULTIRANGE_TYPE_NAME = {multirange})"
+            ))
+        }
+        Definition::Domain(over) => Some(format!("CREATE DOMAIN {sql} AS {}", type_sql(over, tables))),
+        Definition::Base
+        | Definition::Composite { .. }
+        | Definition::Range { .. }
+        | Definition::Multirange(_) => None,
+    }
 }
 
 /// `CREATE TABLE …`, and the unique index of the replica identity where the primary key is not it.
@@ -44,7 +69,9 @@ pub(super) fn create_table(table: &SourceTable, tables: &TableMap) -> Vec<String
     let mut lines: Vec<_> =
         table.columns.iter().map(|column| format!("    {}", column_definition(column, tables))).collect();
     if !table.primary_key.is_empty() {
-        lines.push(format!("    PRIMARY KEY ({})", column_list(&table.primary_key)));
+        // As late as the source may have checked it.
+        let deferred = if table.is_primary_key_deferrable { " DEFERRABLE INITIALLY DEFERRED" } else { "" };
+        lines.push(format!("    PRIMARY KEY ({}){deferred}", column_list(&table.primary_key)));
     }
     let mut statements = vec![format!("CREATE TABLE {name} (\n{}\n)", lines.join(",\n"))];
     if let Some(columns) = key_columns(table)
@@ -63,21 +90,13 @@ fn column_definition(column: &SourceColumn, tables: &TableMap) -> String {
 
 /// The definition without NOT NULL, which a table that holds rows would refuse.
 pub(super) fn nullable_definition(column: &SourceColumn, tables: &TableMap) -> String {
-    let mut sql = format!("{} {}", quote_identifier(&column.name), type_sql(column, tables));
+    let mut sql = format!("{} {}", quote_identifier(&column.name), type_sql(&column.column_type, tables));
     if let Some(expression) = &column.generated {
         let _infallible = write!(sql, " GENERATED ALWAYS AS ({expression}) STORED");
     } else if let Some(default) = &column.constant_default {
-        let _infallible = write!(sql, " DEFAULT {}", default_sql(column, default));
+        let _infallible = write!(sql, " DEFAULT {default}");
     }
     sql
-}
-
-/// `'new'::public.mood` names a type that may have moved to another schema; the column's type says enough.
-fn default_sql<'a>(column: &SourceColumn, default: &'a str) -> &'a str {
-    match (&column.enum_type, default.rsplit_once("'::")) {
-        (Some(_), Some((literal, _))) => default.get(..=literal.len()).unwrap_or(default),
-        (Some(_) | None, _) => default,
-    }
 }
 
 fn is_same_set(left: &[String], right: &[String]) -> bool {
@@ -119,9 +138,10 @@ mod tests {
     fn enum_type_moves_with_its_schema() {
         let tables = TableMap::new([("shop".to_owned(), "copy".to_owned())].into());
         let mut column = column("mood", 16_500, "shop.mood");
-        column.enum_type = Some(mood());
-        column.constant_default = Some("'it''s'::shop.mood".into());
+        column.column_type.kind = TypeKind::Made(Box::new(mood()));
+        column.constant_default = Some("'it''s'".into());
         assert_eq!(nullable_definition(&column, &tables), "\"mood\" \"copy\".\"mood\" DEFAULT 'it''s'");
-        assert_eq!(create_enum(&mood(), &tables), "CREATE TYPE \"copy\".\"mood\" AS ENUM ('sad', 'it''s')");
+        let made = create_type(&mood(), &tables);
+        assert_eq!(made.as_deref(), Some("CREATE TYPE \"copy\".\"mood\" AS ENUM ('sad', 'it''s')"));
     }
 }

@@ -1,24 +1,27 @@
 //! Tables that the unit tests share.
 
-use crate::change::table::{EnumType, SourceColumn, SourceTable, TableName};
-use crate::change::{RelationId, ReplicaIdentity};
+use crate::change::table::{SourceColumn, SourceTable, TableName};
+use crate::change::{ColumnType, Definition, MadeType, RelationId, ReplicaIdentity};
 
 /// A plain column.
 pub(super) fn column(name: &str, type_oid: u32, type_sql: &str) -> SourceColumn {
     SourceColumn {
         name: name.into(),
-        type_oid,
-        type_sql: type_sql.into(),
+        column_type: ColumnType::built_in(type_oid, -1, type_sql),
         is_not_null: false,
         constant_default: None,
         generated: None,
-        enum_type: None,
     }
 }
 
 /// `shop.mood`.
-pub(super) fn mood() -> EnumType {
-    EnumType { name: TableName::new("shop", "mood"), labels: vec!["sad".into(), "it's".into()] }
+pub(super) fn mood() -> MadeType {
+    MadeType {
+        name: TableName::new("shop", "mood"),
+        extension: None,
+        modifier_sql: String::new(),
+        definition: Definition::Enum(vec!["sad".into(), "it's".into()]),
+    }
 }
 
 /// `shop.orders(id bigint primary key, total numeric(10,2), note text default 'none')`.
@@ -33,6 +36,7 @@ pub(super) fn orders() -> SourceTable {
         ],
         replica_identity: ReplicaIdentity::Default,
         primary_key: vec!["id".into()],
+        is_primary_key_deferrable: false,
         identity_columns: vec!["id".into()],
         is_partitioned: false,
         foreign_key_peers: Vec::new(),

@@ -11,17 +11,9 @@ use super::owner::TableMap;
 use super::run::Run;
 use super::state::fenced_transaction;
 use crate::change::table::TableName;
+use crate::change::travel::Format;
 use crate::failure::Failure;
 use crate::postgres::Session;
-
-/// Format of COPY data.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum CopyFormat {
-    /// For built-in types: the bytes are the same on both servers.
-    Binary,
-    /// For types that have no binary format.
-    Text,
-}
 
 /// A session that copies chunks of the first load.
 pub struct Loader {
@@ -44,7 +36,7 @@ impl Loader {
         &mut self,
         table: &TableName,
         columns: &[String],
-        format: CopyFormat,
+        format: Format,
         chunks: impl Stream<Item = Result<Bytes, Failure>>,
     ) -> Result<u64, Failure> {
         let sink = self.tables.sink_name(table);
@@ -74,13 +66,8 @@ impl Loader {
     }
 }
 
-/// The text format is spelt out: it must be what the source writes, whatever the servers' versions.
-fn copy_sql(sink: &TableName, columns: &[String], format: CopyFormat) -> String {
-    let format = match format {
-        CopyFormat::Binary => "FORMAT binary",
-        CopyFormat::Text => "FORMAT text, DELIMITER E'\\t', NULL '\\N', ENCODING 'UTF8'",
-    };
-    format!("COPY {} ({}) FROM STDIN ({format})", sink.quoted(), column_list(columns))
+fn copy_sql(sink: &TableName, columns: &[String], format: Format) -> String {
+    format!("COPY {} ({}) FROM STDIN ({})", sink.quoted(), column_list(columns), format.copy_options())
 }
 
 impl fmt::Debug for Loader {

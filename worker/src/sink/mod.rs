@@ -11,11 +11,13 @@ mod compare;
 mod copy;
 mod ddl;
 mod error;
+mod fit;
 #[cfg(test)]
 mod fixtures;
 mod hold;
 mod in_flight;
 mod load;
+mod made_types;
 mod owner;
 mod ownership;
 mod plan;
@@ -32,7 +34,7 @@ mod value;
 mod writer;
 
 pub use clean_up::{clean_up, names_uid};
-pub use load::{CopyFormat, Loader};
+pub use load::Loader;
 pub use owner::{Owner, TableMap};
 pub use range::CopiedRange;
 pub use start::{Started, start};
@@ -55,6 +57,8 @@ pub struct Sink {
     first_copy: FirstCopy,
     run: Run,
     session: Session,
+    /// Of the server, as `server_version_num` has it: 150004.
+    pub server_version: u32,
 }
 
 impl Sink {

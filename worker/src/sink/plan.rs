@@ -1,12 +1,12 @@
 //! How rows of the stream go into a sink table: the stream's columns matched with the catalogue's. Pure.
 
 use super::catalogue::{OwnValue, SinkTable, TableKind};
-use super::compare::{
-    Difference, STABLE_OIDS_END, columns_that_block_inserts, missing_key, not_a_table, takes_modifier,
-};
+use super::compare::{Difference, columns_that_block_inserts, missing_key, not_a_table};
+use super::fit::takes_built_in;
 use crate::batch::TableTraits;
 use crate::change::table::{TableName, quote_identifier};
-use crate::change::{Relation, RelationColumn, ReplicaIdentity};
+use crate::change::travel::Format;
+use crate::change::{Relation, RelationColumn, ReplicaIdentity, STABLE_OIDS_END};
 
 /// How rows of one relation go into its sink table. Made when the stream describes the relation.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -97,9 +97,12 @@ impl Plan {
             .filter_map(|(place, column)| column.as_ref().map(|column| (place, column)))
     }
 
-    /// Whether rows can go by binary COPY.
-    pub(super) fn is_binary(&self) -> bool {
-        self.written().all(|(_, column)| column.has_binary_format)
+    /// Whether rows can go by COPY in the format.
+    pub(super) fn takes(&self, format: Format) -> bool {
+        match format {
+            Format::Binary => self.written().all(|(_, column)| column.has_binary_format),
+            Format::Text => true,
+        }
     }
 
     /// The columns that name a row, with their places in the stream's rows.
@@ -129,8 +132,8 @@ fn plan_column<'a>(
         return None;
     }
     let is_stable = column.type_oid < STABLE_OIDS_END;
-    if is_stable && !takes_modifier(column.type_oid, Some(column.type_modifier), existing) {
-        misfit.types.push(TypeMismatch { column, sink_type: existing.type_sql.clone() });
+    if is_stable && !takes_built_in(column.type_oid, column.type_modifier, &existing.column_type) {
+        misfit.types.push(TypeMismatch { column, sink_type: existing.column_type.sql.clone() });
     }
     Some(PlanColumn {
         name: quote_identifier(&column.name),
@@ -141,7 +144,8 @@ fn plan_column<'a>(
 }
 
 /// The replica identity, if the sink has a unique index on it. With identity FULL: the sink's primary key, or any
-/// unique index on columns that are never NULL; else none.
+/// unique index on columns that are never NULL; else none. One that is deferrable does not name a row within a
+/// transaction.
 fn key_places(relation: &Relation, sink: &SinkTable, misfit: &mut Misfit<'_>) -> Vec<usize> {
     let place = |name: &String| relation.columns.iter().position(|column| column.name == *name);
     match relation.replica_identity {
@@ -149,7 +153,7 @@ fn key_places(relation: &Relation, sink: &SinkTable, misfit: &mut Misfit<'_>) ->
         ReplicaIdentity::Full => sink
             .unique_indexes
             .iter()
-            .filter(|index| index.is_key)
+            .filter(|index| index.is_key && index.is_immediate)
             .filter(|index| {
                 index
                     .columns

@@ -28,7 +28,7 @@ impl Purpose {
 /// allowed. Names are all qualified, so nothing in a schema of the user's can stand in for them.
 fn settings(purpose: Purpose) -> String {
     format!(
-        "SET search_path = ''; SET timezone = 'UTC'; SET xmloption = 'content'; \
+        "SET search_path = ''; \
          SET default_transaction_isolation = 'read committed'; SET default_transaction_read_only = off; \
          SET default_transaction_deferrable = off; SET synchronous_commit = on; SET lock_timeout = '30s'; \
          SET idle_in_transaction_session_timeout = '60s'; SET statement_timeout = '{}min'",

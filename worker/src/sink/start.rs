@@ -34,6 +34,7 @@ pub struct Started {
 struct SinkIdentity {
     system_id: String,
     timeline: i64,
+    server_version: u32,
 }
 
 /// Makes the schema if needed, takes the fence, and ends what is left of earlier runs. Called at every start and
@@ -59,7 +60,8 @@ pub async fn start(
         .await
         .map_err(|error| failed(&error, "naming the session"))?;
     let first_copy = FirstCopy::Copied;
-    Ok((Sink { endpoint, owner, tables, first_copy, run, session }, started))
+    let server_version = identity.server_version;
+    Ok((Sink { endpoint, owner, tables, first_copy, run, session, server_version }, started))
 }
 
 async fn identify(session: &Session) -> Result<SinkIdentity, Failure> {
@@ -77,10 +79,17 @@ async fn identify(session: &Session) -> Result<SinkIdentity, Failure> {
     }
     let sql = "SELECT system_identifier::pg_catalog.text, \
                ('x' || pg_catalog.substr(pg_catalog.pg_walfile_name(pg_catalog.pg_current_wal_lsn()), 1, 8)) \
-                   ::pg_catalog.bit(32)::pg_catalog.int8 \
+                   ::pg_catalog.bit(32)::pg_catalog.int8, \
+               pg_catalog.current_setting('server_version_num')::pg_catalog.oid \
                FROM pg_catalog.pg_control_system()";
     let row = session.query_one(sql, &[]).await.map_err(|error| failed(&error, doing))?;
-    let read = || Ok(SinkIdentity { system_id: row.try_get(0)?, timeline: row.try_get(1)? });
+    let read = || {
+        Ok(SinkIdentity {
+            system_id: row.try_get(0)?,
+            timeline: row.try_get(1)?,
+            server_version: row.try_get(2)?,
+        })
+    };
     read().map_err(|error| failed(&error, doing))
 }
 

@@ -1,12 +1,13 @@
 //! The SQL that writes rows. Everything is qualified; values are parameters. Pure.
 
 use super::plan::{Plan, PlanColumn};
+use crate::change::travel::Format;
 
 /// What a statement does, as far as its text depends on it. Places are those of the stream's rows.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) enum Shape {
     /// COPY of whole rows.
-    Copy,
+    Copy(Format),
     /// INSERT of one row.
     Insert,
     /// UPDATE of these columns in one row.
@@ -20,7 +21,9 @@ pub(super) enum Shape {
 pub(super) fn sql(plan: &Plan, shape: &Shape) -> String {
     let table = plan.sink.quoted();
     match shape {
-        Shape::Copy => format!("COPY {table} ({}) FROM STDIN (FORMAT binary)", names(plan)),
+        Shape::Copy(format) => {
+            format!("COPY {table} ({}) FROM STDIN ({})", names(plan), format.copy_options())
+        }
         Shape::Insert => {
             let overriding = if plan.overrides_identity { " OVERRIDING SYSTEM VALUE" } else { "" };
             let values = parameters(plan.written().count());
@@ -47,13 +50,26 @@ pub(super) fn sql(plan: &Plan, shape: &Shape) -> String {
     }
 }
 
-/// One TRUNCATE of all tables, as the source did it. `ONLY`: tables that inherit are named by themselves.
-pub(super) fn truncate<'a>(plans: impl Iterator<Item = &'a Plan>, restart_identity: bool) -> String {
+/// One TRUNCATE of all tables, as the source did it. `ONLY`: tables that inherit are named by themselves. A table
+/// cannot be truncated while something of it is still to be checked, so its constraints are checked before; the source
+/// did the same.
+pub(super) fn truncate<'a>(
+    plans: impl Iterator<Item = &'a Plan>,
+    restart_identity: bool,
+    deferrable: Option<&str>,
+) -> String {
     let tables: Vec<_> = plans
         .map(|plan| format!("{}{}", if plan.is_partitioned { "" } else { "ONLY " }, plan.sink.quoted()))
         .collect();
     let identity = if restart_identity { " RESTART IDENTITY" } else { "" };
-    format!("TRUNCATE TABLE {}{identity}", tables.join(", "))
+    let truncate = format!("TRUNCATE TABLE {}{identity}", tables.join(", "));
+    match deferrable {
+        None => truncate,
+        Some(constraints) => {
+            let set = |when: &str| format!("SET CONSTRAINTS {constraints} {when}");
+            [set("IMMEDIATE"), truncate, set("DEFERRED")].join("; ")
+        }
+    }
 }
 
 fn names(plan: &Plan) -> String {
@@ -70,9 +86,13 @@ fn row_named(plan: &Plan, parameters_before: usize) -> String {
         return whole_row(plan, numbers);
     }
     let key = plan.key_columns().zip(numbers);
-    key.map(|((_, column), number)| format!("target.{} {} ${number}", column.name, column.equality))
-        .collect::<Vec<_>>()
-        .join(" AND ")
+    // Without the casts a composite type's parameter would be any record, which no server can read, and a domain over
+    // an enum type would have no equality. They do not keep an index from being used.
+    let is_equal = |((_, column), number): ((usize, &PlanColumn), usize)| {
+        let PlanColumn { name, cast_sql, equality, .. } = column;
+        format!("target.{name}::{cast_sql} {equality} ${number}::{cast_sql}")
+    };
+    key.map(is_equal).collect::<Vec<_>>().join(" AND ")
 }
 
 /// One of the rows that are this one byte for byte. `*=` compares the stored images: it takes NULL for equal to

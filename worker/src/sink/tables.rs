@@ -6,13 +6,14 @@ use std::fmt::Write as _;
 use penstock_crds::report::Reason;
 use tokio_postgres::{Error, Transaction};
 
-use super::catalogue::{read_enum_labels, read_table};
-use super::compare::{Difference, differences, missing_label};
+use super::catalogue::read_table;
+use super::compare::{Difference, differences};
 use super::error::failed;
+use super::made_types::{ExtensionTypes, make_types, type_differences};
 use super::ownership::{self, Claim};
 use super::state::{TableState, fenced_ddl_transaction, read_state, write_state};
 use super::{Sink, ddl};
-use crate::change::table::{EnumType, SourceTable, TableName, quote_identifier};
+use crate::change::table::{SourceTable, TableName, quote_identifier};
 use crate::failure::Failure;
 
 /// Tables whose differences are told in one message; a person fixes the first ones first.
@@ -40,25 +41,32 @@ impl Sink {
         first_copy: FirstCopy,
     ) -> Result<BTreeMap<TableName, TableState>, Failure> {
         self.first_copy = first_copy;
-        self.refuse_mismatches(tables).await?;
+        let extensions = ExtensionTypes::read(&self.session.client, tables)
+            .await
+            .map_err(|error| failed(&error, "looking for the types of extensions"))?;
+        self.refuse_mismatches(tables, &extensions).await?;
         self.release_moved(tables).await?;
         let mut states = BTreeMap::new();
         for table in tables {
-            states.insert(table.name.clone(), self.ensure_table(table, first_copy).await?);
+            let placed = extensions.place(table);
+            states.insert(table.name.clone(), self.ensure_table(&placed, first_copy).await?);
         }
         Ok(states)
     }
 
-    async fn refuse_mismatches(&self, tables: &[SourceTable]) -> Result<(), Failure> {
+    async fn refuse_mismatches(
+        &self,
+        tables: &[SourceTable],
+        extensions: &ExtensionTypes,
+    ) -> Result<(), Failure> {
         let mut mismatches = Vec::new();
         for source in tables {
             let name = self.tables.sink_name(&source.name);
             let doing = format!("reading the sink table {name}");
-            let sink =
-                read_table(&self.session.client, &name).await.map_err(|error| failed(&error, &doing))?;
-            let mut found = sink.map_or_else(Vec::new, |sink| differences(source, &sink, &self.tables));
+            let mut found = extensions.missing(source);
             if found.is_empty() {
-                found = self.enum_differences(source).await.map_err(|error| failed(&error, &doing))?;
+                let placed = extensions.place(source);
+                found = self.mismatches_of(&placed, &name).await.map_err(|error| failed(&error, &doing))?;
             }
             if !found.is_empty() {
                 let known = read_state(&self.session.client, &self.owner.uid, source)
@@ -71,15 +79,11 @@ impl Sink {
         if mismatches.is_empty() { Ok(()) } else { Err(mismatch(&mismatches)) }
     }
 
-    /// Enum types that are there, but lack labels.
-    async fn enum_differences(&self, source: &SourceTable) -> Result<Vec<Difference>, Error> {
-        let mut found = Vec::new();
-        for enum_type in enum_types(source) {
-            let name = self.tables.sink_name(&enum_type.name);
-            if let Some(labels) = read_enum_labels(&self.session.client, &name).await? {
-                let missing = enum_type.labels.iter().filter(|label| !labels.contains(label));
-                found.extend(missing.map(|label| missing_label(&name.quoted(), label)));
-            }
+    async fn mismatches_of(&self, source: &SourceTable, name: &TableName) -> Result<Vec<Difference>, Error> {
+        let sink = read_table(&self.session.client, name).await?;
+        let found = sink.map_or_else(Vec::new, |sink| differences(source, &sink, &self.tables));
+        if found.is_empty() {
+            return type_differences(&self.session.client, source, &self.tables).await;
         }
         Ok(found)
     }
@@ -134,10 +138,6 @@ impl Sink {
     }
 }
 
-fn enum_types(source: &SourceTable) -> impl Iterator<Item = &EnumType> {
-    source.columns.iter().filter_map(|column| column.enum_type.as_ref())
-}
-
 async fn create(
     transaction: &Transaction<'_>,
     source: &SourceTable,
@@ -145,13 +145,7 @@ async fn create(
     tables: &super::owner::TableMap,
 ) -> Result<(), Error> {
     ensure_schema(transaction, &name.schema).await?;
-    for enum_type in enum_types(source) {
-        let type_name = tables.sink_name(&enum_type.name);
-        if read_enum_labels(transaction, &type_name).await?.is_none() {
-            ensure_schema(transaction, &type_name.schema).await?;
-            transaction.batch_execute(&ddl::create_enum(enum_type, tables)).await?;
-        }
-    }
+    make_types(transaction, source, tables).await?;
     for statement in ddl::create_table(source, tables) {
         transaction.batch_execute(&statement).await?;
     }
@@ -159,7 +153,7 @@ async fn create(
 }
 
 /// `CREATE SCHEMA IF NOT EXISTS` asks for a privilege even if it has nothing to do.
-async fn ensure_schema(transaction: &Transaction<'_>, schema: &str) -> Result<(), Error> {
+pub(super) async fn ensure_schema(transaction: &Transaction<'_>, schema: &str) -> Result<(), Error> {
     let sql = "SELECT FROM pg_catalog.pg_namespace WHERE nspname = $1";
     if transaction.query_opt(sql, &[&schema]).await?.is_none() {
         transaction.batch_execute(&format!("CREATE SCHEMA {}", quote_identifier(schema))).await?;

@@ -11,7 +11,7 @@ use tokio_postgres::{Error, Statement};
 
 use super::apply::TableWriter;
 use super::catalogue::read_table;
-use super::compare::{Difference, STABLE_OIDS_END};
+use super::compare::Difference;
 use super::error::{failed, fenced, rows_refused};
 use super::owner::TableMap;
 use super::plan::{Misfit, Plan};
@@ -21,7 +21,7 @@ use super::statements;
 use super::tables::{FirstCopy, Mismatch, mismatch};
 use crate::batch::{Operation, TableTraits};
 use crate::change::table::{TableName, quote_identifier};
-use crate::change::{Checkpoint, Relation, RelationColumn, RelationId};
+use crate::change::{Checkpoint, Relation, RelationColumn, RelationId, STABLE_OIDS_END};
 use crate::failure::Failure;
 use crate::postgres::Session;
 
@@ -214,12 +214,14 @@ impl Writer {
         self.session.batch_execute("COMMIT").await
     }
 
-    /// Both go out together; the fence is of no use if BEGIN fails, and does no harm.
+    /// Both go out together; the fence is of no use if BEGIN fails, and does no harm. The source checked its deferrable
+    /// constraints when a statement or the transaction ended, and no sooner.
     async fn take_fence(&self) -> Result<(), Failure> {
         let Run { uid, shard, epoch, id, layout } = &self.run;
         let parameters: [&(dyn postgres_types::ToSql + Sync); 5] = [uid, shard, epoch, &self.sequence, id];
         let begin = self.session.batch_execute(
-            "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE; SET LOCAL synchronous_commit = on",
+            "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE; SET LOCAL synchronous_commit = on; \
+             SET CONSTRAINTS ALL DEFERRED",
         );
         let fence = self.session.query_opt(&self.fence, &parameters);
         let (opened, row) = futures::future::join(begin, fence).await;
@@ -269,7 +271,11 @@ impl Writer {
     async fn truncate(&self, relations: &[RelationId], restart_identity: bool) -> Result<(), Failure> {
         let plans = relations.iter().map(|relation| self.plan(*relation)).collect::<Result<Vec<_>, _>>()?;
         let Some(first) = plans.first() else { return Ok(()) };
-        let sql = statements::truncate(plans.iter().map(AsRef::as_ref), restart_identity);
+        let plans = || plans.iter().map(AsRef::as_ref);
+        let deferrable = deferrable_constraints(&self.session.client, plans())
+            .await
+            .map_err(|error| failed(&error, "reading the constraints of tables that were truncated"))?;
+        let sql = statements::truncate(plans(), restart_identity, deferrable.as_deref());
         self.session.batch_execute(&sql).await.map_err(|error| {
             if error.code() != Some(&SqlState::FEATURE_NOT_SUPPORTED) {
                 return rows_refused(&error, &first.sink, "truncating");
@@ -277,7 +283,7 @@ impl Writer {
             let message = format!(
                 "The source truncated {}; the sink cannot, because a foreign key of another table refers to it. Drop that \
                  foreign key in the sink, or add its table to source.postgres.tables.",
-                plans.iter().map(|plan| plan.sink.to_string()).collect::<Vec<_>>().join(", ")
+                plans().map(|plan| plan.sink.to_string()).collect::<Vec<_>>().join(", ")
             );
             Failure::new(Reason::SinkRejectedRow, message)
         })
@@ -358,6 +364,19 @@ impl Writer {
         let sql = "SELECT pg_catalog.format_type($1, $2)";
         self.session.query_one(sql, &[&column.type_oid, &column.type_modifier]).await?.try_get(0)
     }
+}
+
+/// What may still have to be checked of these tables, for SET CONSTRAINTS.
+async fn deferrable_constraints(
+    client: &tokio_postgres::Client,
+    plans: impl Iterator<Item = &Plan>,
+) -> Result<Option<String>, Error> {
+    let tables: Vec<String> = plans.map(|plan| plan.sink.quoted()).collect();
+    let sql = "SELECT pg_catalog.string_agg(DISTINCT pg_catalog.format('%I.%I', n.nspname, c.conname), ', ') \
+               FROM pg_catalog.pg_constraint AS c JOIN pg_catalog.pg_namespace AS n ON n.oid = c.connamespace, \
+                    pg_catalog.unnest($1::text[]::pg_catalog.regclass[]) AS t (id) \
+               WHERE c.condeferrable AND t.id IN (c.conrelid, c.confrelid)";
+    client.query_one(sql, &[&tables]).await?.try_get(0)
 }
 
 /// Deferred constraints speak at COMMIT, and name their table.

@@ -82,6 +82,7 @@ mod tests {
             columns: Vec::new(),
             replica_identity: ReplicaIdentity::Default,
             primary_key: Vec::new(),
+            is_primary_key_deferrable: false,
             identity_columns: Vec::new(),
             is_partitioned: false,
             foreign_key_peers: peers.iter().copied().map(RelationId).collect(),

@@ -4,11 +4,12 @@
 //! type. Everything else is left out, which is harmless: the rows that arrive carry their values.
 
 /// Reads a default as `pg_get_expr` writes it (with an empty `search_path`, so that names of user types are
-/// qualified). An enum's literal is returned without its cast, because the sink may keep the type elsewhere.
-pub(super) fn constant_default(expression: &str, is_enum: bool) -> Option<String> {
+/// qualified). The literal of a type that somebody made is returned without its cast, because the sink may keep the
+/// type elsewhere.
+pub(super) fn constant_default(expression: &str, is_made: bool) -> Option<String> {
     let (literal, cast) = split_literal(expression)?;
     match literal {
-        Literal::Text(text) if is_enum => cast.is_some().then(|| text.to_owned()),
+        Literal::Text(text) if is_made => cast.is_some().then(|| text.to_owned()),
         Literal::Text(_) => cast.is_none_or(is_built_in_type).then(|| expression.to_owned()),
         Literal::Number => cast.is_none_or(is_number_type).then(|| expression.to_owned()),
         Literal::Boolean => cast.is_none().then(|| expression.to_owned()),
@@ -144,7 +145,7 @@ mod tests {
     }
 
     #[test]
-    fn the_literal_of_an_enum_loses_its_cast() {
+    fn the_literal_of_a_made_type_loses_its_cast() {
         assert_eq!(constant_default("'it''s'::public.mood", true).as_deref(), Some("'it''s'"));
         assert_eq!(constant_default("'a'::\"S p\".\"Mood\"", true).as_deref(), Some("'a'"));
         assert_eq!(constant_default("'a'::text::public.mood", true), None);

@@ -20,6 +20,7 @@ use super::export::with_patience;
 use super::slot::SlotName;
 use crate::change::RelationId;
 use crate::change::table::{SourceTable, TableName, quote_identifier, quote_literal};
+use crate::change::travel::Format;
 use crate::postgres::{Endpoint, Session};
 
 /// Bytes of a table that one chunk reads.
@@ -258,11 +259,16 @@ pub struct ChunkReader {
 }
 
 impl ChunkReader {
-    /// Reads a chunk as binary COPY: the header, one row per item, the trailer. The bytes can be passed unchanged
-    /// to a sink table that has these columns with these types. Generated columns are not named: they are not in
-    /// the stream either.
-    pub async fn read(&self, chunk: &Chunk, columns: &[String]) -> Result<CopyOutStream, SourceError> {
-        let sql = copy_statement(chunk, columns);
+    /// Reads a chunk as COPY: in binary the header, one row per item, the trailer; in text one row per item. The bytes
+    /// can be passed unchanged to a sink table that has these columns with these types. Generated columns are not
+    /// named: they are not in the stream either.
+    pub async fn read(
+        &self,
+        chunk: &Chunk,
+        columns: &[String],
+        format: Format,
+    ) -> Result<CopyOutStream, SourceError> {
+        let sql = copy_statement(chunk, columns, format);
         debug!(%sql, "reading a chunk");
         self.session
             .copy_out(&sql)
@@ -276,7 +282,7 @@ impl ChunkReader {
     }
 }
 
-fn copy_statement(chunk: &Chunk, columns: &[String]) -> String {
+fn copy_statement(chunk: &Chunk, columns: &[String], format: Format) -> String {
     let columns: Vec<String> = columns.iter().map(|column| quote_identifier(column)).collect();
     let mut sql = format!(
         "COPY (SELECT {} FROM ONLY {} WHERE ctid >= '({},0)'::tid",
@@ -287,6 +293,6 @@ fn copy_statement(chunk: &Chunk, columns: &[String]) -> String {
     if let Some(end_page) = chunk.end_page {
         let _infallible = write!(sql, " AND ctid < '({end_page},0)'::tid");
     }
-    sql.push_str(") TO STDOUT (FORMAT binary)");
+    let _infallible = write!(sql, ") TO STDOUT ({})", format.copy_options());
     sql
 }

@@ -10,6 +10,7 @@ use super::publication::PublicationName;
 use super::slot::SlotName;
 use crate::change::Lsn;
 use crate::change::table::{quote_identifier, quote_literal};
+use crate::change::travel::Format;
 use crate::postgres::{CopyBoth, Endpoint, ReplicationConnection, ReplicationError, ServerError, TextRow};
 
 /// Longest time without a status update.
@@ -31,6 +32,8 @@ pub struct StreamRequest {
     pub start: Lsn,
     /// The server that `start` belongs to; another one is refused.
     pub identity: SourceIdentity,
+    /// Format of the values, where their types have both.
+    pub format: Format,
     /// Bytes that may wait for the consumer.
     pub capacity_bytes: usize,
 }
@@ -80,9 +83,10 @@ pub(super) async fn open(endpoint: &Endpoint, request: &StreamRequest) -> Result
 /// two-phase commit, both of which stay off.
 fn start_statement(request: &StreamRequest) -> String {
     let publications = quote_literal(&quote_identifier(request.publication.as_str()));
+    let is_binary = request.format == Format::Binary;
     format!(
         "START_REPLICATION SLOT {} LOGICAL {} (proto_version '1', publication_names {publications}, \
-         binary 'true', messages 'true')",
+         binary '{is_binary}', messages 'true')",
         request.slot, request.start
     )
 }
@@ -222,10 +226,11 @@ mod tests {
                 database: "d".into(),
                 server_version: 150_000,
             },
+            format: Format::Text,
             capacity_bytes: 1,
         };
         let sql = start_statement(&request);
         assert!(sql.contains(r#"publication_names '"it''s ""mine"""'"#), "{sql}");
-        assert!(sql.contains(" LOGICAL 0/10 ("), "{sql}");
+        assert!(sql.contains(" LOGICAL 0/10 (") && sql.contains("binary 'false'"), "{sql}");
     }
 }

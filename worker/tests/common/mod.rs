@@ -27,8 +27,12 @@ pub struct Rig {
 
 impl Rig {
     pub async fn new(source: Version, tables: &[&str]) -> Result<Self> {
+        Self::between(source, Version::V15, tables).await
+    }
+
+    pub async fn between(source: Version, sink: Version, tables: &[&str]) -> Result<Self> {
         let source = Server::builder(source).setting("wal_sender_timeout", "10s").start().await?;
-        let sink = Server::start(Version::V15).await?;
+        let sink = Server::start(sink).await?;
         for server in [&source, &sink] {
             server.create_database(DATABASE).await?;
         }

@@ -6,7 +6,8 @@ use std::time::Duration;
 use penstock_crds::report::{Policy, Reason};
 use penstock_e2e::proxy::{Mode, Proxy};
 use penstock_worker::change::ReplicaIdentity;
-use penstock_worker::sink::{self, CopyFormat, FirstCopy, Sink, TableMap};
+use penstock_worker::change::travel::Format;
+use penstock_worker::sink::{self, FirstCopy, Sink, TableMap};
 use tokio::time::timeout;
 
 use crate::support::*;
@@ -79,7 +80,7 @@ async fn zombie_cannot_touch_tables() {
     let mut loader = zombie.loader().await.unwrap();
     let (_fresh, _) = database.start(owner()).await;
     let outcome =
-        loader.load_chunk(&name, &["id".to_owned()], CopyFormat::Binary, futures::stream::empty()).await;
+        loader.load_chunk(&name, &["id".to_owned()], Format::Binary, futures::stream::empty()).await;
     assert_failed(outcome, Reason::Fenced);
     assert_failed(zombie.restart_copy(&name).await, Reason::Fenced);
     assert_failed(zombie.mark_ready(&name, after(1).end_lsn).await, Reason::Fenced);

@@ -300,6 +300,23 @@ async fn truncate_empties_exactly_the_tables_named() {
     assert!(message.contains("foreign key"), "{message}");
 }
 
+/// TRUNCATE refuses a table of which something is still to be checked.
+#[tokio::test]
+async fn truncate_comes_after_rows_whose_constraints_are_checked_late() {
+    let database = Database::with(
+        "CREATE TABLE t (id bigint PRIMARY KEY, note text UNIQUE DEFERRABLE);
+         ALTER TABLE t ADD parent bigint DEFAULT 1 REFERENCES t DEFERRABLE INITIALLY DEFERRED",
+    )
+    .await;
+    let (_sink, mut writer) = database.writer(&id_and_note()).await;
+    let truncate = Operation::Truncate { relations: vec![T], cascade: false, restart_identity: false };
+    // Row 2 comes before the row that it refers to.
+    let rows = || insert([note(2, "two"), note(1, "one")]);
+    writer.write(vec![rows(), truncate, rows()]).await.unwrap();
+    writer.commit(&after(1)).await.unwrap();
+    assert_eq!(database.lines("SELECT id, note FROM t ORDER BY id").await, ["1|one", "2|two"]);
+}
+
 #[tokio::test]
 async fn column_that_came_later_is_told_with_its_statement() {
     let database = Database::with("CREATE TABLE t (id bigint PRIMARY KEY, note text)").await;

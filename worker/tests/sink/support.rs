@@ -10,8 +10,8 @@ use penstock_e2e::postgres::{Client, Server, Version};
 use penstock_worker::batch::{Operation, UpdateRow};
 use penstock_worker::change::table::{SourceColumn, SourceTable, TableName};
 use penstock_worker::change::{
-    Checkpoint, Lsn, OldRow, Position, Relation, RelationColumn, RelationId, ReplicaIdentity, Row,
-    SourceIdentity, Value,
+    Checkpoint, ColumnType, Lsn, OldRow, Position, Relation, RelationColumn, RelationId, ReplicaIdentity,
+    Row, SourceIdentity, Value,
 };
 use penstock_worker::failure::Failure;
 use penstock_worker::postgres::{Credentials, End, Endpoint, EndpointFiles};
@@ -160,6 +160,19 @@ pub(crate) fn id_and_note() -> Relation {
 
 pub(crate) const CREATE_ID_AND_NOTE: &str = "CREATE TABLE t (id bigint PRIMARY KEY, note text)";
 
+/// The modifier as the catalogue holds it, of the types that the tests use.
+fn modifier(type_sql: &str) -> i32 {
+    let Some((name, inner)) = type_sql.strip_suffix(')').and_then(|rest| rest.split_once('(')) else {
+        return -1;
+    };
+    let numbers: Vec<i32> = inner.split(',').map(|number| number.parse().unwrap()).collect();
+    match (name, numbers.as_slice()) {
+        ("character varying", [length]) => length + 4,
+        ("numeric", [precision, scale]) => (precision << 16) + scale + 4,
+        _ => panic!("{type_sql}"),
+    }
+}
+
 /// A table of the source; the first column is the primary key.
 pub(crate) fn table(name: &str, columns: &[(&str, u32, &str)]) -> SourceTable {
     let key = columns.first().map(|(name, ..)| (*name).to_owned());
@@ -170,16 +183,15 @@ pub(crate) fn table(name: &str, columns: &[(&str, u32, &str)]) -> SourceTable {
             .iter()
             .map(|(name, type_oid, type_sql)| SourceColumn {
                 name: (*name).into(),
-                type_oid: *type_oid,
-                type_sql: (*type_sql).into(),
+                column_type: ColumnType::built_in(*type_oid, modifier(type_sql), *type_sql),
                 is_not_null: Some(*name) == key.as_deref(),
                 constant_default: None,
                 generated: None,
-                enum_type: None,
             })
             .collect(),
         replica_identity: ReplicaIdentity::Default,
         primary_key: key.iter().cloned().collect(),
+        is_primary_key_deferrable: false,
         identity_columns: key.into_iter().collect(),
         is_partitioned: false,
         foreign_key_peers: Vec::new(),

@@ -1,8 +1,8 @@
 //! The sink's tables: made, compared, claimed.
 
 use penstock_crds::report::Reason;
-use penstock_worker::change::Lsn;
-use penstock_worker::change::table::{EnumType, SourceColumn, SourceTable, TableName};
+use penstock_worker::change::table::{SourceColumn, SourceTable, TableName};
+use penstock_worker::change::{ColumnType, Definition, Lsn, MadeType, TypeKind};
 use penstock_worker::sink::{self, FirstCopy, Sink, TableMap, TableState};
 
 use crate::support::*;
@@ -23,13 +23,15 @@ fn with_enum() -> SourceTable {
     );
     source.columns[1] = SourceColumn {
         is_not_null: true,
-        constant_default: Some("'it''s'::public.mood".into()),
-        enum_type: Some(EnumType {
-            name: TableName::new("public", "mood"),
-            labels: vec!["sad".into(), "it's".into()],
-        }),
+        constant_default: Some("'it''s'".into()),
         ..source.columns[1].clone()
     };
+    source.columns[1].column_type.kind = TypeKind::Made(Box::new(MadeType {
+        name: TableName::new("public", "mood"),
+        extension: None,
+        modifier_sql: String::new(),
+        definition: Definition::Enum(vec!["sad".into(), "it's".into()]),
+    }));
     let double = SourceColumn {
         name: "double".into(),
         generated: Some("(total * 2)".into()),
@@ -226,7 +228,7 @@ async fn wider_tables_are_taken() {
     );
     assert_eq!(try_ensure(&mut sink, &source).await.unwrap(), TableState::Copying);
     let mut narrower = source.clone();
-    narrower.columns[1].type_sql = "character varying(21)".into();
+    narrower.columns[1].column_type = ColumnType::built_in(1043, 25, "character varying(21)");
     let message = assert_failed(try_ensure(&mut sink, &narrower).await, Reason::SinkTableMismatch);
     assert!(message.contains("ALTER COLUMN \"code\" TYPE character varying(21)"), "{message}");
 }

@@ -7,6 +7,7 @@ use futures::{SinkExt, StreamExt};
 use penstock_crds::report::Reason;
 use penstock_e2e::postgres::{Server, Version};
 use penstock_worker::change::table::SourceTable;
+use penstock_worker::change::travel::Format;
 use penstock_worker::failure::Failure;
 use penstock_worker::postgres::{Endpoint, Session};
 use penstock_worker::source::{Durability, ExportedSnapshot, TableCopy, create_slot};
@@ -42,7 +43,7 @@ async fn copy_into(copy: &TableCopy, table: &SourceTable, sink: &Session, into: 
     for chunk in &chunks {
         let sql = format!("COPY {into} ({}) FROM STDIN (FORMAT binary)", names.join(", "));
         let mut writer = pin!(sink.copy_in::<_, bytes::Bytes>(&sql).await.unwrap());
-        let mut rows = pin!(reader.read(chunk, &columns).await.unwrap());
+        let mut rows = pin!(reader.read(chunk, &columns, Format::Binary).await.unwrap());
         while let Some(bytes) = rows.next().await {
             writer.send(bytes.unwrap()).await.unwrap();
         }
@@ -145,7 +146,7 @@ async fn a_rewrite_that_waits_for_the_copy_never_holds_up_its_readers() {
     let early_reader = async {
         wait_for_waiting_rewrite(&server).await;
         let chunk = copy.chunks(&tables[0]).remove(0);
-        let rows = reader.read(&chunk, &copied_columns(&tables[0])).await.unwrap();
+        let rows = reader.read(&chunk, &copied_columns(&tables[0]), Format::Binary).await.unwrap();
         let bytes: usize = rows.map(|bytes| bytes.unwrap().len()).collect::<Vec<_>>().await.iter().sum();
         assert!(bytes > 21, "more than header and trailer: {bytes}");
         reader.close().await;

@@ -7,6 +7,7 @@ use penstock_crds::report::Reason;
 use penstock_crds::source::PostgresSource;
 use penstock_crds::table_pattern::TablePattern;
 use penstock_e2e::postgres::Server;
+use penstock_worker::change::travel::Format;
 use penstock_worker::failure::Failure;
 use penstock_worker::postgres::{Credentials, End, Endpoint, EndpointFiles, Session};
 use penstock_worker::source::{
@@ -121,6 +122,7 @@ pub(crate) fn stream_request(
         publication: test_publication(),
         start,
         identity: identity.clone(),
+        format: Format::Binary,
         capacity_bytes: 1024 * 1024,
     }
 }

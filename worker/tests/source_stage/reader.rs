@@ -8,6 +8,7 @@ use futures::StreamExt;
 use penstock_crds::report::Reason;
 use penstock_e2e::postgres::{Server, Version};
 use penstock_worker::change::Lsn;
+use penstock_worker::change::travel::Format;
 use penstock_worker::postgres::Endpoint;
 use penstock_worker::source::{
     Durability, ExportedSnapshot, Frame, Inspection, Reader, create_slot, slot_state, spawn_reader,
@@ -92,7 +93,7 @@ async fn snapshot_and_stream_are_together_every_row_once() {
         let chunk_reader = copy.reader().await.unwrap();
         let mut copied = BTreeSet::new();
         for chunk in copy.chunks(&inspection.tables[0]) {
-            let rows = chunk_reader.read(&chunk, &["id".to_owned()]).await.unwrap();
+            let rows = chunk_reader.read(&chunk, &["id".to_owned()], Format::Binary).await.unwrap();
             let mut rows = std::pin::pin!(rows);
             let mut bytes = Vec::new();
             while let Some(part) = rows.next().await {

@@ -6,10 +6,11 @@ use tokio_postgres::Client;
 
 use super::super::constant_default::constant_default;
 use super::super::error::SourceError;
-use super::super::types::{Carried, TypeCatalogue};
+use super::super::types::refusal;
 use super::FoundTable;
 use crate::change::RelationId;
-use crate::change::table::{EnumType, SourceColumn, TableName};
+use crate::change::table::{SourceColumn, TableName};
+use crate::postgres::{Resolved, TypeCatalogue, write_names};
 
 /// A row of `pg_attribute`.
 struct Attribute {
@@ -29,53 +30,50 @@ pub(super) async fn read_columns(
     chosen: &[&FoundTable],
     ids: &[u32],
 ) -> Result<HashMap<RelationId, Vec<SourceColumn>>, SourceError> {
+    let failed = |error: tokio_postgres::Error| SourceError::sql(&error, "reading the types of columns");
     let attributes = read_attributes(client, ids).await?;
     let type_oids: BTreeSet<u32> = attributes.iter().map(|attribute| attribute.type_oid).collect();
-    let types = TypeCatalogue::load(client, &type_oids.into_iter().collect::<Vec<_>>()).await?;
+    let types =
+        TypeCatalogue::load(client, &type_oids.into_iter().collect::<Vec<_>>()).await.map_err(failed)?;
     let names: HashMap<RelationId, &TableName> = chosen.iter().map(|table| (table.id, &table.name)).collect();
 
-    let mut carried = Vec::with_capacity(attributes.len());
     let mut refused = Vec::new();
+    let mut refuse = |attribute: &Attribute, cause: &str| {
+        let table = names.get(&attribute.table).map(ToString::to_string).unwrap_or_default();
+        refused.push(format!("{table}, column {}: {cause}", attribute.name));
+    };
+    let mut found = Vec::with_capacity(attributes.len());
     for attribute in attributes {
-        match types.carry(attribute.type_oid, attribute.type_modifier) {
-            Ok(as_type) => carried.push((attribute, as_type)),
-            Err(cause) => {
-                let table = names.get(&attribute.table).map(ToString::to_string).unwrap_or_default();
-                refused.push(format!("{table}, column {}: {cause}", attribute.name));
-            }
+        match types.resolve(attribute.type_oid, attribute.type_modifier) {
+            Ok(resolved) => found.push((attribute, resolved)),
+            Err(cause) => refuse(&attribute, &cause),
         }
     }
-    if !refused.is_empty() {
-        return Err(SourceError::UnsupportedType(refused));
-    }
-
-    let type_names = format_types(client, &carried).await?;
-    let enums = read_enums(client, &types, &carried).await?;
+    write_names(client, found.iter_mut().map(|(_, resolved)| &mut resolved.column_type))
+        .await
+        .map_err(failed)?;
     let mut columns: HashMap<RelationId, Vec<SourceColumn>> = HashMap::new();
-    for ((attribute, as_type), type_sql) in carried.into_iter().zip(type_names) {
-        columns.entry(attribute.table).or_default().push(column(attribute, as_type, type_sql, &enums));
+    for (attribute, resolved) in found {
+        match refusal(&resolved.column_type) {
+            None => columns.entry(attribute.table).or_default().push(column(attribute, resolved)),
+            Some(cause) => refuse(&attribute, &cause),
+        }
     }
-    Ok(columns)
+    if refused.is_empty() { Ok(columns) } else { Err(SourceError::UnsupportedType(refused)) }
 }
 
-fn column(
-    attribute: Attribute,
-    as_type: Carried,
-    type_sql: String,
-    enums: &HashMap<u32, EnumType>,
-) -> SourceColumn {
+fn column(attribute: Attribute, resolved: Resolved) -> SourceColumn {
     let (default, generated) = match attribute.expression {
         Some(expression) if attribute.is_generated => (None, Some(expression)),
         expression => (expression, None),
     };
+    let is_made = !resolved.column_type.is_built_in();
     SourceColumn {
         name: attribute.name,
-        type_oid: as_type.oid,
-        type_sql,
-        is_not_null: attribute.is_not_null || as_type.is_not_null,
-        constant_default: default.and_then(|default| constant_default(&default, as_type.is_enum)),
+        column_type: resolved.column_type,
+        is_not_null: attribute.is_not_null || resolved.is_not_null,
+        constant_default: default.and_then(|default| constant_default(&default, is_made)),
         generated,
-        enum_type: enums.get(&as_type.oid).cloned(),
     }
 }
 
@@ -102,52 +100,4 @@ async fn read_attributes(client: &Client, ids: &[u32]) -> Result<Vec<Attribute>,
         type_modifier: row.get(6),
     };
     Ok(rows.iter().map(attribute).collect())
-}
-
-/// The types as SQL writes them, in the order of the columns.
-async fn format_types(client: &Client, carried: &[(Attribute, Carried)]) -> Result<Vec<String>, SourceError> {
-    let oids: Vec<u32> = carried.iter().map(|(_, as_type)| as_type.oid).collect();
-    let modifiers: Vec<i32> = carried.iter().map(|(_, as_type)| as_type.modifier).collect();
-    let rows = client
-        .query(
-            "SELECT pg_catalog.format_type(t.id, t.modifier) \
-             FROM ROWS FROM (pg_catalog.unnest($1::oid[]), pg_catalog.unnest($2::int4[])) \
-               WITH ORDINALITY AS t (id, modifier, place) \
-             ORDER BY t.place",
-            &[&oids, &modifiers],
-        )
-        .await
-        .map_err(|error| SourceError::sql(&error, "reading the names of types"))?;
-    Ok(rows.iter().map(|row| row.get(0)).collect())
-}
-
-async fn read_enums(
-    client: &Client,
-    types: &TypeCatalogue,
-    carried: &[(Attribute, Carried)],
-) -> Result<HashMap<u32, EnumType>, SourceError> {
-    let oids: BTreeSet<u32> =
-        carried.iter().filter(|(_, as_type)| as_type.is_enum).map(|(_, as_type)| as_type.oid).collect();
-    let mut enums: HashMap<u32, EnumType> = oids
-        .iter()
-        .filter_map(|oid| types.0.get(oid).map(|found| (*oid, found)))
-        .map(|(oid, found)| {
-            let name = TableName::new(found.schema.clone(), found.name.clone());
-            (oid, EnumType { name, labels: Vec::new() })
-        })
-        .collect();
-    let rows = client
-        .query(
-            "SELECT enumtypid, enumlabel::text FROM pg_catalog.pg_enum WHERE enumtypid = ANY ($1) \
-             ORDER BY enumtypid, enumsortorder",
-            &[&oids.into_iter().collect::<Vec<_>>()],
-        )
-        .await
-        .map_err(|error| SourceError::sql(&error, "reading enum types"))?;
-    for row in rows {
-        if let Some(found) = enums.get_mut(&row.get::<_, u32>(0)) {
-            found.labels.push(row.get(1));
-        }
-    }
-    Ok(enums)
 }

@@ -13,6 +13,7 @@ use crate::change::{RelationId, ReplicaIdentity};
 #[derive(Clone, Debug, Default)]
 pub(super) struct Identity {
     pub(super) primary_key: Vec<String>,
+    pub(super) is_primary_key_deferrable: bool,
     pub(super) columns: Vec<String>,
 }
 
@@ -66,7 +67,8 @@ fn identity(table: &FoundTable, keys: &[Key], columns: &[SourceColumn]) -> Ident
             .collect(),
         ReplicaIdentity::Nothing => Vec::new(),
     };
-    Identity { primary_key, columns: identity_columns }
+    let is_primary_key_deferrable = keys.iter().any(|key| key.is_primary && !key.is_immediate);
+    Identity { primary_key, is_primary_key_deferrable, columns: identity_columns }
 }
 
 fn check(

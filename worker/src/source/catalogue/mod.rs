@@ -30,6 +30,7 @@ pub(super) async fn describe(client: &Client, found: &[FoundTable]) -> Result<Ve
             columns: columns.remove(&table.id).unwrap_or_default(),
             replica_identity: table.replica_identity,
             primary_key: identity.primary_key,
+            is_primary_key_deferrable: identity.is_primary_key_deferrable,
             identity_columns: identity.columns,
             is_partitioned: table.is_partitioned,
             foreign_key_peers: peers.remove(&table.id).unwrap_or_default(),
