@@ -13,6 +13,7 @@ use super::ownership::{self, Claim};
 use super::state::{TableState, fenced_ddl_transaction, read_state, write_state};
 use super::{Sink, ddl};
 use crate::change::table::{EnumType, SourceTable, TableName, quote_identifier};
+use crate::failpoint::{Point, reach};
 use crate::failure::Failure;
 
 /// Tables whose differences are told in one message; a person fixes the first ones first.
@@ -129,7 +130,9 @@ impl Sink {
         }
         ownership::claim(&transaction, owner, &source.name, &name).await.map_err(error)?;
         write_state(&transaction, &owner.uid, source, &name, word).await.map_err(error)?;
+        reach(Point::BeforeTableMade)?;
         transaction.commit().await.map_err(error)?;
+        reach(Point::AfterTableMade)?;
         Ok(state)
     }
 }
