@@ -10,4 +10,5 @@ mod cell;
 mod matrix;
 mod order;
 mod scenario;
+mod stalls;
 mod witness;
