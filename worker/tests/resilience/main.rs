@@ -7,8 +7,11 @@
 mod common;
 
 mod cell;
+mod ledger;
 mod matrix;
 mod order;
 mod scenario;
+mod stage;
 mod stalls;
+mod torture;
 mod witness;
