@@ -3,8 +3,9 @@
 //!
 //! Nothing else would. TCP sees no fault, because the kernel of a stopped server goes on acknowledging; the server's
 //! own timeouts stand still with it; and a statement has no deadline here, because a legal one may take ten minutes.
-//! So the sink is asked something trivial on a connection of its own. That the attempt may then be given up in the
-//! middle of a commit does no harm: whether it happened is what the fence says at the next start.
+//! So the sink is asked something trivial on a connection of its own, which is as old as the attempt: a server whose
+//! sessions are stopped may still open new ones. That the attempt is then given up, perhaps in the middle of a commit,
+//! does no harm: whether it happened is what the fence says at the next start.
 
 use std::time::Duration;
 
@@ -16,11 +17,10 @@ use crate::failure::Failure;
 use crate::postgres::{ConnectError, Endpoint, Session};
 
 const ASK_EVERY: Duration = Duration::from_secs(10);
-/// As long as a connection may take to be opened.
-const ANSWER_MAX: Duration = Duration::from_secs(10);
-/// Questions in a row without an answer. They are counted, and the time is not: a worker that was stopped itself finds
-/// the clock far ahead, and has asked nothing.
-const UNANSWERED_MAX: u32 = 6;
+/// How long an answer may take, in parts. The parts are counted, and the time is not: a worker that was stopped itself
+/// finds the clock far ahead, and has not waited.
+const PART: Duration = Duration::from_secs(10);
+const PARTS: u32 = 6;
 
 /// Runs the attempt, and gives it up when the sink falls silent.
 ///
@@ -30,18 +30,20 @@ pub(super) async fn unless_sink_is_silent(
     context: Context<'_>,
     attempt: impl Future<Output = Result<(), Failure>>,
 ) -> Result<(), Failure> {
+    let sink = &context.settings.pipeline.sink;
     tokio::select! {
         outcome = attempt => outcome,
-        () = silence(&context.settings.pipeline.sink) => Err(failure(&context.settings.pipeline.sink)),
+        () = silence(sink) => Err(failure(sink)),
     }
 }
 
 fn failure(sink: &Endpoint) -> Failure {
-    let seconds = ANSWER_MAX.as_secs() * u64::from(UNANSWERED_MAX);
     let message = format!(
-        "The sink {}:{} has not answered for {seconds} s, on old connections and new ones, and does not refuse them: it is \
-         stopped or out of breath, or something in between loses its answers. It is tried again until it is back.",
-        sink.connection.host, sink.connection.port
+        "The sink {}:{} has not answered for {} s, and has not refused either: it, or its sessions, are stopped or out of \
+         breath, or something in between loses its answers. It is tried again until it is back.",
+        sink.connection.host,
+        sink.connection.port,
+        (PART * PARTS).as_secs()
     );
     Failure::new(Reason::SinkUnreachable, message)
 }
@@ -49,42 +51,35 @@ fn failure(sink: &Endpoint) -> Failure {
 /// Returns when the sink is silent.
 async fn silence(sink: &Endpoint) {
     let mut session = None;
-    let mut unanswered = 0;
-    while unanswered < UNANSWERED_MAX {
-        match ask(sink, session.take()).await {
-            Answer::Came(still_open) => {
-                session = still_open;
-                unanswered = 0;
-                sleep(ASK_EVERY).await;
-            }
-            Answer::None => {
-                unanswered += 1;
-                tracing::warn!(unanswered, "the sink does not answer");
-            }
+    while let Some(still_open) = patiently(ask(sink, session.take())).await {
+        session = still_open;
+        sleep(ASK_EVERY).await;
+    }
+}
+
+/// `None`: no answer came.
+async fn patiently<T>(answer: impl Future<Output = T>) -> Option<T> {
+    let mut answer = std::pin::pin!(answer);
+    for _ in 0..PARTS {
+        if let Ok(answer) = timeout(PART, &mut answer).await {
+            return Some(answer);
         }
+        tracing::warn!("the sink does not answer");
     }
+    None
 }
 
-enum Answer {
-    /// Something came; the session, if it can be asked again.
-    Came(Option<Session>),
-    /// Nothing came.
-    None,
-}
-
-async fn ask(sink: &Endpoint, session: Option<Session>) -> Answer {
-    let session = match session {
-        Some(session) => session,
-        None => match sink.connect("penstock watch").await {
-            Ok(session) => session,
-            Err(ConnectError::TimedOut) => return Answer::None,
+/// Waits for an answer; gives back the session if it can be asked again.
+async fn ask(sink: &Endpoint, session: Option<Session>) -> Option<Session> {
+    let mut session = session;
+    while session.is_none() {
+        session = match sink.connect("penstock watch").await {
+            Ok(session) => Some(session),
+            Err(ConnectError::TimedOut) => None,
             // Whoever refuses is not silent. What it means is the attempt's to find out.
-            Err(_) => return Answer::Came(None),
-        },
-    };
-    match timeout(ANSWER_MAX, session.batch_execute("SELECT 1")).await {
-        Ok(Ok(())) => Answer::Came(Some(session)),
-        Ok(Err(_)) => Answer::Came(None),
-        Err(_) => Answer::None,
+            Err(_) => return None,
+        };
     }
+    let session = session?;
+    session.batch_execute("SELECT 1").await.is_ok().then_some(session)
 }
