@@ -78,9 +78,11 @@ impl Cell {
         order::check(&self.rig).await
     }
 
-    /// Starts the worker and lets it run until it has applied changes and the load has ended.
-    pub(crate) async fn finish(self) -> Result<Reached> {
-        let worker = self.rig.start(0)?;
+    /// Starts the worker and lets it run until it has applied changes and the load has ended. If there is such a point,
+    /// it fails at its first time by it, and tries again.
+    pub(crate) async fn finish(self, fails_at: Option<Point>) -> Result<Reached> {
+        let failpoints = fails_at.map(|point| format!("{point:?}=1*return(error)")).unwrap_or_default();
+        let worker = self.rig.start_with_failpoints(&failpoints)?;
         let moving = format!(
             "SELECT count(*) FROM penstock.checkpoint WHERE sequence > {}",
             self.sequence().await.unwrap_or(0) + 50
@@ -137,21 +139,24 @@ pub(crate) async fn tidy_up(rig: &Rig) -> Result<()> {
     Ok(())
 }
 
-/// How often each failpoint was come by.
+/// How often each failpoint was come by, and how often one failed the worker.
 #[derive(Debug)]
-pub(crate) struct Reached(BTreeMap<String, u32>);
+pub(crate) struct Reached {
+    times: BTreeMap<String, u32>,
+    pub(crate) failures: usize,
+}
 
 impl Reached {
     fn read(output: &str) -> Self {
-        let mut counts = BTreeMap::new();
+        let mut times = BTreeMap::new();
         let lines = output.lines().filter_map(|line| serde_json::from_str(line).ok());
         for line in lines.filter(|line: &Value| line["message"] == "failpoint") {
-            *counts.entry(line["failpoint"].as_str().unwrap_or_default().to_owned()).or_default() += 1;
+            *times.entry(line["failpoint"].as_str().unwrap_or_default().to_owned()).or_default() += 1;
         }
-        Self(counts)
+        Self { times, failures: output.matches("says: error").count() }
     }
 
     pub(crate) fn times(&self, point: Point) -> u32 {
-        self.0.get(&format!("{point:?}")).copied().unwrap_or_default()
+        self.times.get(&format!("{point:?}")).copied().unwrap_or_default()
     }
 }
