@@ -32,10 +32,18 @@ points! {
     BeforeEpochBump,
     /// Older runs of the shard cannot commit any more; this one has not done anything yet.
     AfterEpochBump,
+    /// Tables are given to shards, or forgotten, in a transaction that is still open.
+    BeforeAssigned,
+    /// The sink knows whose each table is: comes before the publication is changed, and again after it.
+    AfterAssigned,
     /// The publication is changed in a transaction that is still open.
     BeforePublication,
     /// The source publishes what the manifest names; the sink does not know of new tables.
     AfterPublication,
+    /// The entries of the publication are noted in a transaction that is still open.
+    BeforePublishedNoted,
+    /// The sink knows by which entries of the publication its tables are followed.
+    AfterPublishedNoted,
     /// The sink table is claimed, made and noted in a transaction that is still open.
     BeforeTableMade,
     /// The sink table is there and noted as one that is being copied.
@@ -44,6 +52,10 @@ points! {
     BeforeSlot,
     /// The slot is there, and the sink does not know of it.
     AfterSlot,
+    /// The first checkpoint is written in a transaction that is still open.
+    BeforeFirstCheckpoint,
+    /// The sink knows where the slot begins.
+    AfterFirstCheckpoint,
     /// The sink table is emptied for its copy in a transaction that is still open.
     BeforeTableEmptied,
     /// The sink table is empty.

@@ -122,10 +122,12 @@ impl Sink {
         let (xid, ordinal) = (i64::from(position.xid), position.ordinal.cast_signed());
         let begin = async {
             transaction.execute(forget, &[uid, shard]).await?;
-            transaction.execute(write, &[uid, shard, sequence, &commit_lsn, &xid, &ordinal, &end]).await?;
-            transaction.commit().await
+            transaction.execute(write, &[uid, shard, sequence, &commit_lsn, &xid, &ordinal, &end]).await
         };
-        begin.await.map_err(|error| failed(&error, doing))
+        begin.await.map_err(|error| failed(&error, doing))?;
+        reach(Point::BeforeFirstCheckpoint)?;
+        transaction.commit().await.map_err(|error| failed(&error, doing))?;
+        reach(Point::AfterFirstCheckpoint)
     }
 }
 

@@ -97,7 +97,13 @@ impl Scenario {
 
     /// Failpoints that a worker in this scenario does not come by, and why.
     pub(crate) fn unreached(self) -> &'static [(Point, &'static str)] {
-        const NOTHING_IS_COPIED: &[(Point, &str)] = &[
+        const HAS_A_POSITION: [(Point, &str); 2] = [
+            (Point::BeforeFirstCheckpoint, "the shard has a position"),
+            (Point::AfterFirstCheckpoint, "the shard has a position"),
+        ];
+        const NOTHING_IS_COPIED: [(Point, &str); 12] = [
+            HAS_A_POSITION[0],
+            HAS_A_POSITION[1],
             (Point::BeforeTableMade, "every sink table is there"),
             (Point::AfterTableMade, "every sink table is there"),
             (Point::BeforeSlot, "the slot is there"),
@@ -110,8 +116,9 @@ impl Scenario {
             (Point::AfterTableReady, "every table is copied"),
         ];
         match self {
-            Self::Snapshot | Self::TablesAdded => &[],
-            Self::Streaming | Self::LargeTransaction => NOTHING_IS_COPIED,
+            Self::Snapshot => &[],
+            Self::TablesAdded => &HAS_A_POSITION,
+            Self::Streaming | Self::LargeTransaction => &NOTHING_IS_COPIED,
         }
     }
 
