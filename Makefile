@@ -49,6 +49,10 @@ test-integration: ## Run the tests on real PostgreSQL servers
 test-e2e: ## Run the tests on a real cluster
 	@deploy/test/run e2e
 
+.PHONY: torture
+torture: ## Inflict FAULTS faults (default: 2000, half of them kills, some 50 minutes) on a pipeline; SEED=… repeats
+	@deploy/test/torture $(or $(FAULTS),2000) $(SEED)
+
 .PHONY: lint
 lint: ## Check format, lints, scripts, documents and chart
 	@deploy/lint/run

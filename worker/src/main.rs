@@ -9,7 +9,7 @@ use penstock_worker::serve::{Metrics, serve_control, serve_health};
 use penstock_worker::settings::{Folders, Pipeline, RunArguments, Settings};
 use penstock_worker::status::Status;
 use penstock_worker::telemetry::{self, LogTarget};
-use penstock_worker::{clean_up, progress, supervisor};
+use penstock_worker::{clean_up, failpoint, progress, supervisor};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument as _;
@@ -36,6 +36,7 @@ enum Command {
 
 #[tokio::main]
 async fn main() -> ExitCode {
+    let _armed = failpoint::arm();
     let arguments = Arguments::parse();
     let done = match arguments.command {
         Command::Run(run) => run_worker(&run, arguments.log).await,

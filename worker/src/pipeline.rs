@@ -6,6 +6,7 @@ mod copy;
 mod followed;
 mod land;
 mod ranges;
+mod silence;
 mod start;
 mod stream;
 mod watch;
@@ -43,8 +44,12 @@ pub async fn run(
     stop: &CancellationToken,
 ) -> Result<(), Failure> {
     let context = Context { settings, status, metrics, stop };
+    silence::unless_sink_is_silent(context, Box::pin(attempt(context))).await
+}
+
+async fn attempt(context: Context<'_>) -> Result<(), Failure> {
     // Until rows are streamed a stop is no different from a crash: nothing needs to be finished.
-    let Some(ready) = stop.run_until_cancelled(prepare(context)).await else { return Ok(()) };
+    let Some(ready) = context.stop.run_until_cancelled(prepare(context)).await else { return Ok(()) };
     // 9. The changes.
     stream::stream(context, ready?).await
 }

@@ -28,17 +28,21 @@ pub(super) fn find(data: &Path) -> Vec<Pid> {
         .collect()
 }
 
+/// Sends a signal to every process in the folder.
+pub(super) fn signal_all(data: &Path, signal: Signal) {
+    for pid in find(data) {
+        // It may have ended meanwhile.
+        let _ = kill_process(pid, signal);
+    }
+}
+
 /// Sends SIGKILL to every process in the folder until none is left.
 pub(super) fn kill_all(data: &Path) {
     loop {
-        let found = find(data);
-        if found.is_empty() {
+        if find(data).is_empty() {
             return;
         }
-        for pid in found {
-            // It may have ended meanwhile, which is what we want.
-            let _ = kill_process(pid, Signal::KILL);
-        }
+        signal_all(data, Signal::KILL);
         std::thread::sleep(POLL);
     }
 }

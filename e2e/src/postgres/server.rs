@@ -110,6 +110,21 @@ impl Server {
         }
     }
 
+    /// Stops every process of the server where it is (SIGSTOP), as a paused machine does: connections stay, new ones
+    /// are taken by the kernel, and nothing is answered.
+    pub fn freeze(&self) {
+        // The postmaster first, so that no child is made while they are listed.
+        if let Some(postmaster) = self.pid().and_then(|pid| Pid::from_raw(pid.cast_signed())) {
+            let _ = kill_process(postmaster, Signal::STOP);
+        }
+        processes::signal_all(&self.data(), Signal::STOP);
+    }
+
+    /// Lets a frozen server go on.
+    pub fn thaw(&self) {
+        processes::signal_all(&self.data(), Signal::CONT);
+    }
+
     /// Stops the server in order (a fast shutdown: sessions are ended, everything is written).
     pub async fn stop(&self) -> Result<()> {
         let Some(mut postmaster) = self.postmaster().take() else { return Ok(()) };

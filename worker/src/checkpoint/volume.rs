@@ -6,11 +6,12 @@ use std::fs::{self, File, TryLockError};
 use std::path::{Path, PathBuf};
 
 use penstock_crds::report::Reason;
-use rusqlite::{Connection, OptionalExtension as _, Row, params};
+use rusqlite::{Connection, OptionalExtension as _, Row, ToSql, params};
 use uuid::Uuid;
 
 use super::error::{io_failed, is_corrupt, sqlite_failed, volume_failed};
 use crate::change::{Checkpoint, Lsn, Position, SourceIdentity};
+use crate::failpoint::{Point, reach};
 use crate::failure::Failure;
 
 const FILE: &str = "checkpoint.sqlite";
@@ -104,48 +105,52 @@ impl Volume {
                    ON CONFLICT (only) DO UPDATE SET revision = excluded.revision, epoch = excluded.epoch, sequence = excluded.sequence, \
                        commit_lsn = excluded.commit_lsn, xid = excluded.xid, ordinal = excluded.ordinal, end_lsn = excluded.end_lsn, \
                        source_system_id = excluded.source_system_id, source_timeline = excluded.source_timeline, slot = excluded.slot";
-        self.connection
-            .prepare_cached(sql)
-            .and_then(|mut statement| {
-                statement.execute(params![
-                    revision,
-                    epoch,
-                    sequence,
-                    position.commit_lsn.to_string(),
-                    position.xid,
-                    position.ordinal.cast_signed(),
-                    end_lsn.to_string(),
-                    source.system_id,
-                    source.timeline,
-                    source.slot,
-                ])
-            })
-            .map(drop)
-            .map_err(|error| sqlite_failed(&error, &self.path, "writing it"))
+        let parameters = params![
+            revision,
+            epoch,
+            sequence,
+            position.commit_lsn.to_string(),
+            position.xid,
+            position.ordinal.cast_signed(),
+            end_lsn.to_string(),
+            source.system_id,
+            source.timeline,
+            source.slot,
+        ];
+        self.execute(sql, parameters).map(drop)
     }
 
     /// Moves the checkpoint of the record that [`Volume::write`] wrote; durable when it returns.
     pub fn advance(&mut self, checkpoint: &Checkpoint) -> Result<(), Failure> {
         let Checkpoint { position, end_lsn, sequence } = checkpoint;
         let sql = "UPDATE record SET sequence = ?1, commit_lsn = ?2, xid = ?3, ordinal = ?4, end_lsn = ?5";
-        let moved = self
-            .connection
-            .prepare_cached(sql)
-            .and_then(|mut statement| {
-                statement.execute(params![
-                    sequence,
-                    position.commit_lsn.to_string(),
-                    position.xid,
-                    position.ordinal.cast_signed(),
-                    end_lsn.to_string(),
-                ])
-            })
-            .map_err(|error| sqlite_failed(&error, &self.path, "writing it"))?;
-        if moved == 1 {
+        let parameters = params![
+            sequence,
+            position.commit_lsn.to_string(),
+            position.xid,
+            position.ordinal.cast_signed(),
+            end_lsn.to_string(),
+        ];
+        if self.execute(sql, parameters)? == 1 {
             Ok(())
         } else {
             Err(volume_failed(&self.path, "writing it", "it holds no record to move"))
         }
+    }
+
+    /// One statement in one transaction, whose commit is the fsync.
+    fn execute(&mut self, sql: &str, parameters: &[&dyn ToSql]) -> Result<usize, Failure> {
+        let failed = |error: rusqlite::Error| sqlite_failed(&error, &self.path, "writing it");
+        reach(Point::BeforeVolumeWrite)?;
+        let transaction = self.connection.transaction().map_err(failed)?;
+        let touched = transaction
+            .prepare_cached(sql)
+            .and_then(|mut statement| statement.execute(parameters))
+            .map_err(failed)?;
+        reach(Point::BeforeVolumeFsync)?;
+        transaction.commit().map_err(failed)?;
+        reach(Point::AfterVolumeFsync)?;
+        Ok(touched)
     }
 }
 

@@ -20,6 +20,7 @@ use crate::change::table::TableName;
 use crate::change::{Change, Checkpoint, Lsn, Position, Relation, RelationId};
 use crate::checkpoint::Volume;
 use crate::decode::{self, Assembler, Event, PgTimestamp};
+use crate::failpoint::{Point, reach};
 use crate::failure::Failure;
 use crate::incremental::{InvalidKey, Verdict};
 use crate::serve::Metrics;
@@ -438,6 +439,7 @@ impl<'a> Applier<'a> {
         self.ends.writer.commit(&checkpoint).await?;
         self.is_writing = false;
         tokio::task::block_in_place(|| self.ends.volume.advance(&checkpoint))?;
+        reach(Point::BeforeAcknowledge)?;
         self.ends.reader.acknowledge(end_lsn);
         self.durable = pending.settled;
         self.tell_copied();

@@ -8,6 +8,7 @@ use super::error::failed;
 use super::state::fenced_transaction;
 use super::{Sink, ownership};
 use crate::change::table::TableName;
+use crate::failpoint::{Point, reach};
 use crate::failure::Failure;
 
 impl Sink {
@@ -53,9 +54,12 @@ impl Sink {
                     ownership::release(&transaction, owner, &table, None).await?;
                 }
             }
-            transaction.commit().await
+            Ok(())
         };
-        write.await.map_err(|error| failed(&error, doing))
+        write.await.map_err(|error: Error| failed(&error, doing))?;
+        reach(Point::BeforeAssigned)?;
+        transaction.commit().await.map_err(|error| failed(&error, doing))?;
+        reach(Point::AfterAssigned)
     }
 
     /// The entries of the publication by which tables were followed, as noted last.
@@ -87,11 +91,11 @@ impl Sink {
                        pg_catalog.unnest($4::pg_catalog.int8[])) AS now (schema, name, entry) \
                    WHERE uid = $1 AND (source_schema, source_table) = (now.schema, now.name) \
                      AND published_as IS DISTINCT FROM now.entry";
-        let write = async {
-            transaction.execute(sql, &[&self.owner.uid, &schemas, &names, &entries]).await?;
-            transaction.commit().await
-        };
-        write.await.map_err(|error| failed(&error, doing))
+        let noted = transaction.execute(sql, &[&self.owner.uid, &schemas, &names, &entries]).await;
+        noted.map_err(|error| failed(&error, doing))?;
+        reach(Point::BeforePublishedNoted)?;
+        transaction.commit().await.map_err(|error| failed(&error, doing))?;
+        reach(Point::AfterPublishedNoted)
     }
 }
 

@@ -12,6 +12,7 @@ use super::run::Run;
 use super::state::fenced_transaction;
 use crate::change::table::TableName;
 use crate::change::travel::Format;
+use crate::failpoint::{Point, reach};
 use crate::failure::Failure;
 use crate::postgres::Session;
 
@@ -61,7 +62,9 @@ impl Loader {
         if noted != 1 {
             return Err(self.run.lost());
         }
+        reach(Point::BeforeChunkCommit)?;
         transaction.commit().await.map_err(|error| failed(&error, &doing))?;
+        reach(Point::AfterChunkCommit)?;
         Ok(rows)
     }
 }

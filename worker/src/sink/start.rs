@@ -11,6 +11,7 @@ use super::session::{self, Purpose};
 use super::tables::FirstCopy;
 use super::{Sink, schema};
 use crate::change::{Checkpoint, Lsn, Position, SourceIdentity};
+use crate::failpoint::{Point, reach};
 use crate::failure::Failure;
 use crate::postgres::{Endpoint, Session};
 
@@ -131,7 +132,9 @@ async fn take_fence(
     let row = found.ok_or_else(|| fenced("the state of the pipeline was removed while this run began"))?;
     row.check(owner, sink, source)?;
     let started = bump(&transaction, owner, sink, &row).await.map_err(|error| failed(&error, doing))?;
+    reach(Point::BeforeEpochBump)?;
     transaction.commit().await.map_err(|error| failed(&error, doing))?;
+    reach(Point::AfterEpochBump)?;
     Ok(started)
 }
 

@@ -9,6 +9,7 @@ use super::error::{failed, rows_refused};
 use super::{Sink, schema};
 use crate::change::table::{SourceTable, TableName};
 use crate::change::{Checkpoint, Lsn};
+use crate::failpoint::{Point, reach};
 use crate::failure::Failure;
 
 /// How far a table is.
@@ -72,7 +73,9 @@ impl Sink {
         if updated != 1 {
             return Err(self.run.lost());
         }
-        transaction.commit().await.map_err(|error| failed(&error, &doing))
+        reach(Point::BeforeTableEmptied)?;
+        transaction.commit().await.map_err(|error| failed(&error, &doing))?;
+        reach(Point::AfterTableEmptied)
     }
 
     /// The table's rows are all copied, as they were at `lsn`.
@@ -88,7 +91,9 @@ impl Sink {
         if updated != 1 {
             return Err(self.run.lost());
         }
-        transaction.commit().await.map_err(|error| failed(&error, &doing))
+        reach(Point::BeforeTableReady)?;
+        transaction.commit().await.map_err(|error| failed(&error, &doing))?;
+        reach(Point::AfterTableReady)
     }
 
     /// The stream left changes of these tables out: what was copied of them is worth nothing. Shards that write them
@@ -138,10 +143,12 @@ impl Sink {
         let (xid, ordinal) = (i64::from(position.xid), position.ordinal.cast_signed());
         let begin = async {
             transaction.execute(forget, &[uid, shard]).await?;
-            transaction.execute(write, &[uid, shard, sequence, &commit_lsn, &xid, &ordinal, &end]).await?;
-            transaction.commit().await
+            transaction.execute(write, &[uid, shard, sequence, &commit_lsn, &xid, &ordinal, &end]).await
         };
-        begin.await.map_err(|error| failed(&error, doing))
+        begin.await.map_err(|error| failed(&error, doing))?;
+        reach(Point::BeforeFirstCheckpoint)?;
+        transaction.commit().await.map_err(|error| failed(&error, doing))?;
+        reach(Point::AfterFirstCheckpoint)
     }
 }
 

@@ -14,6 +14,7 @@ use super::ownership::{self, Claim};
 use super::state::{TableState, fenced_ddl_transaction, read_state, write_state};
 use super::{Sink, ddl};
 use crate::change::table::{SourceTable, TableName, quote_identifier};
+use crate::failpoint::{Point, reach};
 use crate::failure::Failure;
 
 /// Tables whose differences are told in one message; a person fixes the first ones first.
@@ -133,7 +134,9 @@ impl Sink {
         }
         ownership::claim(&transaction, owner, &source.name, &name).await.map_err(error)?;
         write_state(&transaction, &owner.uid, source, &name, word).await.map_err(error)?;
+        reach(Point::BeforeTableMade)?;
         transaction.commit().await.map_err(error)?;
+        reach(Point::AfterTableMade)?;
         Ok(state)
     }
 }

@@ -22,6 +22,7 @@ use super::tables::{FirstCopy, Mismatch, mismatch};
 use crate::batch::{Operation, TableTraits};
 use crate::change::table::{TableName, quote_identifier};
 use crate::change::{Checkpoint, Relation, RelationColumn, RelationId, STABLE_OIDS_END};
+use crate::failpoint::{Point, reach};
 use crate::failure::Failure;
 use crate::postgres::Session;
 
@@ -235,6 +236,12 @@ impl Writer {
     }
 
     async fn execute(&mut self, operation: &Operation) -> Result<(), Failure> {
+        reach(Point::BeforeSinkStatement)?;
+        self.carry_out(operation).await?;
+        reach(Point::AfterSinkStatement)
+    }
+
+    async fn carry_out(&mut self, operation: &Operation) -> Result<(), Failure> {
         match operation {
             Operation::Insert { relation, rows } => {
                 let plan = self.plan(*relation)?;
@@ -305,7 +312,9 @@ impl Writer {
             let message = format!("The source's log went backward: the sink has changes beyond {end_lsn}.");
             return Err(Failure::new(Reason::ProtocolViolation, message));
         }
-        self.session.batch_execute("COMMIT").await.map_err(|error| commit_failed(&error))
+        reach(Point::BeforeSinkCommit)?;
+        self.session.batch_execute("COMMIT").await.map_err(|error| commit_failed(&error))?;
+        reach(Point::AfterSinkCommit)
     }
 
     async fn settle(&mut self, outcome: Result<(), Failure>) -> Result<(), Failure> {

@@ -14,6 +14,7 @@ use super::identity::parse_lsn;
 use super::slot::SlotName;
 use crate::change::Lsn;
 use crate::change::table::SourceTable;
+use crate::failpoint::{Point, reach};
 use crate::failure::Failure;
 use crate::postgres::{Endpoint, ReplicationConnection, ReplicationError, ServerError};
 
@@ -60,7 +61,9 @@ pub async fn create_slot(
     let sql = format!("CREATE_REPLICATION_SLOT {slot} {temporary}LOGICAL pgoutput EXPORT_SNAPSHOT");
     let what =
         format!("the slot {slot} is made when the transactions that are running at the source have ended");
+    reach(Point::BeforeSlot)?;
     let rows = with_patience(connection.query(&sql), &what).await.map_err(|error| refused(error, slot))?;
+    reach(Point::AfterSlot)?;
     let columns: Vec<String> = rows.into_iter().flatten().flatten().collect();
     let [_, consistent_point, snapshot_name, ..] = columns.as_slice() else {
         return Err(SourceError::Protocol("CREATE_REPLICATION_SLOT gave no snapshot".into()));

@@ -12,6 +12,7 @@ use super::error::SourceError;
 use super::published::Published;
 use super::slot::short_uid;
 use crate::change::table::{SourceTable, TableName, quote_identifier, quote_literal};
+use crate::failpoint::{Point, reach};
 
 /// What a publication of ours is made with.
 const OPTIONS: &str = "publish = 'insert, update, delete, truncate', publish_via_partition_root = true";
@@ -123,7 +124,9 @@ async fn alter(
                 || !published.has_all_options
         }
     };
+    reach(Point::BeforePublication)?;
     transaction.commit().await.map_err(failed)?;
+    reach(Point::AfterPublication)?;
     Ok(has_added)
 }
 

@@ -17,6 +17,7 @@ use tokio_util::task::AbortOnDropHandle;
 use super::error::SourceError;
 use super::stream::{Stream, StreamRequest, open, stream_error, stream_notice};
 use crate::change::Lsn;
+use crate::failpoint::{Point, reach};
 use crate::postgres::{Endpoint, StreamMessage};
 
 /// Frames are handed over in groups of about this size.
@@ -173,6 +174,7 @@ async fn run(
                     return copy.finish(flushed).await.map_err(failed);
                 }
                 copy.send_status(flushed).await.map_err(failed)?;
+                reach(Point::AfterAcknowledge)?;
             }
             _ = status_due.tick() => {
                 let flushed = *acknowledged.borrow_and_update();

@@ -4,7 +4,8 @@
 use std::fs::File;
 use std::io::Read as _;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
@@ -14,14 +15,15 @@ use tempfile::TempDir;
 
 /// The password of both ends; looked for in all output.
 pub const PASSWORD: &str = "hunter2-never-log-me";
-/// Database at both ends.
+/// Database at both ends, and name of the pipeline, of a rig with servers of its own.
 pub const DATABASE: &str = "shop";
 
 /// A source, a sink, a manifest, and folders.
 pub struct Rig {
-    pub source: Server,
-    pub sink: Server,
+    pub source: Arc<Server>,
+    pub sink: Arc<Server>,
     pub manifest: Value,
+    pub database: String,
     folder: TempDir,
 }
 
@@ -33,45 +35,55 @@ impl Rig {
     pub async fn between(source: Version, sink: Version, tables: &[&str]) -> Result<Self> {
         let source = Server::builder(source).setting("wal_sender_timeout", "10s").start().await?;
         let sink = Server::start(sink).await?;
+        Self::on(Arc::new(source), Arc::new(sink), DATABASE, tables).await
+    }
+
+    /// The same on servers that others use too: both databases and the pipeline are called `name`.
+    pub async fn on(source: Arc<Server>, sink: Arc<Server>, name: &str, tables: &[&str]) -> Result<Self> {
         for server in [&source, &sink] {
-            server.create_database(DATABASE).await?;
+            server.create_database(name).await?;
         }
         let connection = |server: &Server| {
             json!({
-                "host": "127.0.0.1", "port": server.port, "database": DATABASE,
+                "host": "127.0.0.1", "port": server.port, "database": name,
                 "credentialsSecret": "environment", "tls": {"mode": "disable"},
             })
         };
         let manifest = json!({
             "apiVersion": "penstock.dev/v1alpha1", "kind": "CdcPipeline",
-            "metadata": {"name": "shop"},
+            "metadata": {"name": name},
             "spec": {
                 "source": {"postgres": {"connection": connection(&source), "tables": tables}},
                 "sink": {"postgres": {"connection": connection(&sink)}},
             },
         });
-        Ok(Self { source, sink, manifest, folder: TempDir::new()? })
+        Ok(Self { source, sink, manifest, database: name.to_owned(), folder: TempDir::new()? })
     }
 
     pub async fn on_source(&self, sql: &str) -> Result<()> {
-        self.source.run(DATABASE, sql).await
+        self.source.run(&self.database, sql).await
     }
 
     pub async fn on_sink(&self, sql: &str) -> Result<()> {
-        self.sink.run(DATABASE, sql).await
+        self.sink.run(&self.database, sql).await
     }
 
     pub async fn source_value(&self, sql: &str) -> Result<String> {
-        self.source.value(DATABASE, sql).await
+        self.source.value(&self.database, sql).await
     }
 
     pub async fn sink_value(&self, sql: &str) -> Result<String> {
-        self.sink.value(DATABASE, sql).await
+        self.sink.value(&self.database, sql).await
     }
 
     /// Starts a worker for a shard, with the manifest as it is now.
     pub fn start(&self, shard: u16) -> Result<Worker> {
         Worker::start(&self.manifest_file()?, &self.state_dir(shard), shard)
+    }
+
+    /// Starts a worker for shard 0 to which things happen, in the words of `worker/src/failpoint.rs`.
+    pub fn start_with_failpoints(&self, failpoints: &str) -> Result<Worker> {
+        Worker::start_in(&self.manifest_file()?, &self.state_dir(0), 0, &[], &[("FAILPOINTS", failpoints)])
     }
 
     /// Writes the manifest as it is now.
@@ -137,6 +149,16 @@ impl Worker {
     }
 
     pub fn start_with(file: &Path, state_dir: &Path, shard: u16, arguments: &[String]) -> Result<Self> {
+        Self::start_in(file, state_dir, shard, arguments, &[])
+    }
+
+    pub fn start_in(
+        file: &Path,
+        state_dir: &Path,
+        shard: u16,
+        arguments: &[String],
+        environment: &[(&str, &str)],
+    ) -> Result<Self> {
         let output = state_dir.with_extension("log");
         let log = File::options().create(true).append(true).open(&output)?;
         let child = Command::new(env!("CARGO_BIN_EXE_penstock-worker"))
@@ -156,6 +178,7 @@ impl Worker {
             .args(arguments)
             .envs(["SOURCE", "SINK"].map(|end| (format!("PENSTOCK_{end}_USERNAME"), "postgres")))
             .envs(["SOURCE", "SINK"].map(|end| (format!("PENSTOCK_{end}_PASSWORD"), PASSWORD)))
+            .envs(environment.iter().copied())
             .stdin(Stdio::null())
             .stdout(log.try_clone()?)
             .stderr(log)
@@ -173,6 +196,18 @@ impl Worker {
         self.child.kill()?;
         self.child.wait()?;
         Ok(())
+    }
+
+    /// Waits until it ends by itself; `None`: it has not within a minute.
+    pub async fn ended(&mut self) -> Result<Option<ExitStatus>> {
+        let began = Instant::now();
+        while began.elapsed() < Duration::from_mins(1) {
+            if let Some(status) = self.child.try_wait()? {
+                return Ok(Some(status));
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        Ok(None)
     }
 
     /// SIGTERM; how long it took to end, and whether it ended well.
@@ -197,15 +232,24 @@ impl Worker {
 
     /// Waits until the output contains a text.
     pub async fn wait_for_output(&self, text: &str) -> Result<()> {
+        self.wait_for_output_within(text, Duration::from_mins(1)).await
+    }
+
+    pub async fn wait_for_output_within(&self, text: &str, patience: Duration) -> Result<()> {
         let began = Instant::now();
-        while began.elapsed() < Duration::from_mins(1) {
+        while began.elapsed() < patience {
             if self.output()?.contains(text) {
                 return Ok(());
             }
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
+        bail!("`{text}` was not printed; {}", self.tail()?)
+    }
+
+    /// The last of the output.
+    pub fn tail(&self) -> Result<String> {
         let output = self.output()?;
-        bail!("`{text}` was not printed; the last of it: {}", &output[output.len().saturating_sub(4000)..])
+        Ok(format!("the last of its output:\n{}", &output[output.len().saturating_sub(4000)..]))
     }
 
     /// The most memory it ever held, in MiB.

@@ -134,8 +134,11 @@ async fn a_stalled_consumer_stops_the_source_and_loses_neither_connection_nor_ro
 
     // Twice the timeout, without a single frame taken.
     sleep(Duration::from_secs(12)).await;
-    let sent = "SELECT pg_wal_lsn_diff(pg_current_wal_lsn(), sent_lsn)::bigint FROM pg_stat_replication";
-    let unsent: u64 = server.value("postgres", sent).await.unwrap().parse().unwrap();
+    // The connection that exports the snapshot is a walsender, too.
+    let sent = format!(
+        "SELECT pg_wal_lsn_diff(pg_current_wal_lsn(), sent_lsn)::bigint FROM pg_stat_replication WHERE pid = {pid}"
+    );
+    let unsent: u64 = server.value("postgres", &sent).await.unwrap().parse().unwrap();
     // Kernel buffers on both sides take up to 10 MB or so.
     assert!(unsent > 150_000_000, "only {unsent} of 200 MB wait at the source");
 
