@@ -43,12 +43,18 @@ pub(super) fn of(world: &World, stage: &Stage<'_>, verdict: &Verdict) -> CdcPipe
         .as_deref()
         .and_then(tables_copied)
         .or_else(|| before.tables_copied.clone().filter(|_| stable_revision == before.stable_revision));
+    let (slots, publication) = reports
+        .as_deref()
+        .and_then(names_in_source)
+        .unwrap_or_else(|| (before.slots.clone(), before.publication.clone()));
     let mut findings = course(verdict);
     findings.extend(ends(stage, verdict));
     findings.push(snapshot(stage, verdict));
     CdcPipelineStatus {
         stable_revision,
         tables_copied,
+        slots,
+        publication,
         lag: reports.as_deref().and_then(lag),
         ..common(world, verdict, findings)
     }
@@ -71,6 +77,8 @@ pub(super) fn of_deletion(world: &World, verdict: &Verdict) -> CdcPipelineStatus
     CdcPipelineStatus {
         stable_revision: before.stable_revision,
         tables_copied: before.tables_copied,
+        slots: before.slots,
+        publication: before.publication,
         ..common(world, verdict, findings)
     }
 }
@@ -278,6 +286,13 @@ fn tables_copied(reports: &[&Report]) -> Option<String> {
     let copied: u32 = parts.iter().map(|part| part.tables_copied).fold(0, u32::saturating_add);
     let tables: u32 = parts.iter().map(|part| part.tables).fold(0, u32::saturating_add);
     Some(format!("{copied}/{tables}"))
+}
+
+/// Slots by shard, and the publication, if every worker knows its names.
+fn names_in_source(reports: &[&Report]) -> Option<(Vec<String>, Option<String>)> {
+    let slots: Option<Vec<String>> = reports.iter().map(|report| report.slot.clone()).collect();
+    let publication = reports.first().and_then(|report| report.publication.clone());
+    slots.map(|slots| (slots, publication))
 }
 
 /// The lag of the slowest worker in steps, if every one knows its own.

@@ -121,6 +121,7 @@ pub(super) async fn fence(context: Context<'_>, source: &Source, volume: &Volume
         None => PublicationName::of_pipeline(&started.names_uid),
     };
     let slot = SlotName::of_shard(&started.names_uid, settings.shard);
+    context.status.reads(slot.as_str(), publication.as_str());
     Ok(Fenced { sink, started, identity, slot, publication })
 }
 
