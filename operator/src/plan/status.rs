@@ -173,16 +173,7 @@ fn course(verdict: &Verdict) -> Vec<Finding> {
 }
 
 fn shards_of<'a, 'w>(stage: &'a Stage<'w>) -> &'a [Shard<'w>] {
-    match stage {
-        Stage::Run { shards, .. } => shards,
-        Stage::Unguarded
-        | Stage::NameTaken(_)
-        | Stage::Unreadable(_)
-        | Stage::Clash(_)
-        | Stage::Mint(_)
-        | Stage::Hold { .. }
-        | Stage::Stop { .. } => &[],
-    }
+    stage.running().map_or(&[], |(_, shards)| shards)
 }
 
 /// The word of every worker, if there is one of each.
@@ -195,18 +186,8 @@ fn reports<'w>(stage: &Stage<'w>) -> Option<Vec<&'w Report>> {
 /// The revision that was seen writing.
 fn stable_revision(stage: &Stage<'_>) -> Option<RevisionName> {
     let writes = |report: &Report| matches!(report.phase, WorkerPhase::Snapshotting | WorkerPhase::Streaming);
-    match stage {
-        Stage::Run { target, shards, .. } => {
-            shards.iter().filter_map(reporting).any(writes).then(|| target.name.clone())
-        }
-        Stage::Unguarded
-        | Stage::NameTaken(_)
-        | Stage::Unreadable(_)
-        | Stage::Clash(_)
-        | Stage::Mint(_)
-        | Stage::Hold { .. }
-        | Stage::Stop { .. } => None,
-    }
+    let (target, shards) = stage.running()?;
+    shards.iter().filter_map(reporting).any(writes).then(|| target.name.clone())
 }
 
 fn ends(stage: &Stage<'_>, verdict: &Verdict) -> [Finding; 2] {
