@@ -22,6 +22,10 @@ pub struct Report {
     pub position: Option<String>,
     /// How far the sink is behind; absent when unknown.
     pub lag: Option<Lag>,
+    /// Replication slot that the worker reads; absent until the sink said whose names the pipeline keeps.
+    pub slot: Option<String>,
+    /// Publication that the worker reads, its own or a given one; absent as long as the slot.
+    pub publication: Option<String>,
     /// Whether the source answers.
     pub source: Reachability,
     /// Whether the sink answers.

@@ -37,6 +37,15 @@ pub struct CdcPipelineStatus {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tables_copied: Option<String>,
 
+    /// Replication slots that the workers read, by shard. A pipeline that adopted another's state keeps its names.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 64), inner(length(max = 63)))]
+    pub slots: Vec<String>,
+
+    /// Publication that the workers read.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub publication: Option<String>,
+
     /// `Ready`, `Reconciling`, `Stalled`, `SourceReachable`, `SinkReachable`, `SnapshotComplete`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["type"]))]

@@ -58,6 +58,8 @@ struct Arguments {
 #[tokio::main]
 async fn main() -> ExitCode {
     let arguments = Arguments::parse();
+    // First of all: what talks TLS, the exporter of traces too, takes it, and panics where there is none.
+    let _ = rustls::crypto::ring::default_provider().install_default();
     let telemetry = match Telemetry::start(&arguments.log) {
         Ok(telemetry) => telemetry,
         Err(error) => {
@@ -75,7 +77,6 @@ async fn main() -> ExitCode {
 
 async fn run(arguments: Arguments) -> anyhow::Result<()> {
     let stop = stop_on_signal()?;
-    let _ = rustls::crypto::ring::default_provider().install_default();
     let config = Config::infer().await.context("finding the cluster: run in a pod, or set KUBECONFIG")?;
     let namespace = arguments.lease_namespace.clone().unwrap_or_else(|| config.default_namespace.clone());
     let client = Client::try_from(config).context("making a client for the API server")?;

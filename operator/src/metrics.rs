@@ -323,6 +323,41 @@ mod tests {
         assert!(!text.contains("shard=\"0\""), "{text}");
     }
 
+    /// A family without a member is not served, so each gets one.
+    fn everything() -> Metrics {
+        let metrics = Metrics::default();
+        let mut world = in_phase(WorkerPhase::Streaming);
+        world.pods[1].answer = Answer::Silent { error: "refused".into() };
+        metrics.show(&world, Some(Phase::Retrying), false);
+        metrics.pass_begins();
+        metrics.pass_ends(Outcome::Success, Duration::from_millis(1));
+        metrics
+    }
+
+    #[test]
+    fn the_guide_names_every_metric_of_the_operator_and_no_other() {
+        let served = everything().text().unwrap();
+        let mut names: Vec<String> = served
+            .lines()
+            .filter_map(|line| line.strip_prefix("# TYPE ")?.split_once(' '))
+            .map(|(name, kind)| if kind == "counter" { format!("{name}_total") } else { name.to_owned() })
+            .collect();
+        let code = include_str!("metrics.rs").split("#[cfg(test)]").next().unwrap();
+        let registered = code.matches(".register(\"").count()
+            + code.matches(".register(\n").count()
+            + code.matches(".register_with_unit(").count();
+        assert_eq!(names.len(), registered, "a family that `everything` lacks: {names:?}");
+
+        let guide = include_str!("../../docs/guide-operations.md");
+        let mut explained: Vec<&str> =
+            guide.lines().filter(|line| line.starts_with("| `")).flat_map(|line| line.split('`')).collect();
+        explained
+            .retain(|word| word.starts_with("penstock_operator_") || word.starts_with("penstock_pipeline_"));
+        names.sort_unstable();
+        explained.sort_unstable();
+        assert_eq!(explained, names, "docs/guide-operations.md, and what the operator serves");
+    }
+
     #[test]
     fn a_silent_worker_shows_no_old_lag() {
         let metrics = Metrics::default();

@@ -53,6 +53,8 @@ impl Status {
             sequence: 0,
             position: None,
             lag: None,
+            slot: None,
+            publication: None,
             source: Reachability::Unknown,
             sink: Reachability::Unknown,
             snapshot: None,
@@ -105,6 +107,13 @@ impl Status {
     /// The sink gave this run its fencing number.
     pub fn fenced(&self, epoch: i64) {
         self.lock().report.epoch = Some(epoch);
+    }
+
+    /// The names that this pipeline has in the source.
+    pub fn reads(&self, slot: &str, publication: &str) {
+        let mut inner = self.lock();
+        inner.report.slot = Some(slot.to_owned());
+        inner.report.publication = Some(publication.to_owned());
     }
 
     /// A database answered.

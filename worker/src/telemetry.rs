@@ -59,6 +59,8 @@ fn exporter() -> anyhow::Result<Option<SdkTracerProvider>> {
     if !wanted.iter().any(|name| std::env::var_os(name).is_some_and(|value| !value.is_empty())) {
         return Ok(None);
     }
+    // The exporter's HTTP client takes the process's provider, and panics where there is none.
+    let _ = rustls::crypto::ring::default_provider().install_default();
     let exporter = opentelemetry_otlp::SpanExporter::builder().with_http().build()?;
     let resource = opentelemetry_sdk::Resource::builder().with_service_name(SERVICE).build();
     Ok(Some(SdkTracerProvider::builder().with_batch_exporter(exporter).with_resource(resource).build()))

@@ -93,6 +93,9 @@ async fn the_report_says_where_the_worker_stands() -> Result<()> {
     let report = served.wait_for("streaming", |report| report.phase == WorkerPhase::Streaming).await?;
     assert_eq!(report.epoch, Some(1));
     assert_eq!((report.source, report.sink), (Reachability::Reachable, Reachability::Reachable));
+    let slot = served.rig.source_value("SELECT slot_name FROM pg_replication_slots").await?;
+    let publication = served.rig.source_value("SELECT pubname FROM pg_publication").await?;
+    assert_eq!((report.slot, report.publication), (Some(slot), Some(publication)));
     let snapshot = report.snapshot.expect("a first load was made");
     assert_eq!((snapshot.tables, snapshot.tables_copied, snapshot.rows_copied), (1, 1, 100));
     served.rig.on_source("INSERT INTO things VALUES (101)").await?;

@@ -19,6 +19,15 @@ const USER: &str = "postgres";
 /// Password of every test database. The word is looked for in all logs.
 pub const PASSWORD: &str = "hunter2-never-log-me";
 
+/// What a server proves with who it is, PEM.
+#[derive(Clone, Debug)]
+pub struct Certificate {
+    /// The certificate.
+    pub certificate: String,
+    /// Its private key.
+    pub key: String,
+}
+
 /// A PostgreSQL server in a pod of its own.
 #[derive(Clone)]
 pub struct Database {
@@ -35,11 +44,56 @@ impl Database {
     /// It does not answer in time.
     pub async fn start(cluster: &Cluster, namespace: &str, name: &str, arguments: &[&str]) -> Result<Self> {
         let database = Self { cluster: cluster.clone(), namespace: namespace.into(), name: name.into() };
-        for object in objects(namespace, name, arguments) {
-            apply(cluster, object).await?;
+        database.apply(server(namespace, name, arguments)).await
+    }
+
+    /// Starts a server that offers TLS with this certificate.
+    ///
+    /// # Errors
+    /// It does not answer in time.
+    pub async fn start_with_tls(
+        cluster: &Cluster,
+        namespace: &str,
+        name: &str,
+        arguments: &[&str],
+        certificate: &Certificate,
+    ) -> Result<Self> {
+        let secret = json!({
+            "apiVersion": "v1", "kind": "Secret", "metadata": {"name": format!("{name}-tls"), "namespace": namespace},
+            "stringData": {"tls.crt": certificate.certificate, "tls.key": certificate.key},
+        });
+        apply(cluster, secret).await?;
+        let tls = ["-c", "ssl=on", "-c", "ssl_cert_file=/tls/tls.crt", "-c", "ssl_key_file=/tls/tls.key"];
+        let mut server = server(namespace, name, &[arguments, &tls].concat());
+        let pod = &mut server["spec"]["template"]["spec"];
+        // PostgreSQL wants a key that only its group can read, if it is not its own.
+        pod["securityContext"] = json!({"fsGroup": 999});
+        pod["volumes"] =
+            json!([{"name": "tls", "secret": {"secretName": format!("{name}-tls"), "defaultMode": 0o440}}]);
+        let mounts = pod["containers"][0]["volumeMounts"].as_array_mut().context("volumeMounts")?;
+        mounts.push(json!({"name": "tls", "mountPath": "/tls"}));
+        let database = Self { cluster: cluster.clone(), namespace: namespace.into(), name: name.into() };
+        database.apply(server).await
+    }
+
+    async fn apply(self, server: Value) -> Result<Self> {
+        let service = json!({
+            "apiVersion": "v1", "kind": "Service", "metadata": {"name": self.name, "namespace": self.namespace},
+            "spec": {"selector": {"app": self.name}, "ports": [{"port": 5432}]},
+        });
+        for object in [self.credentials(&self.namespace), service, server] {
+            apply(&self.cluster, object).await?;
         }
-        database.wait_until_it_answers().await?;
-        Ok(database)
+        self.wait_until_it_answers().await?;
+        Ok(self)
+    }
+
+    /// The Secret with user name and password, for a pipeline in any namespace.
+    pub fn credentials(&self, namespace: &str) -> Value {
+        json!({
+            "apiVersion": "v1", "kind": "Secret", "metadata": {"name": self.name, "namespace": namespace},
+            "stringData": {"username": USER, "password": PASSWORD},
+        })
     }
 
     /// Waits until the server takes connections.
@@ -125,13 +179,13 @@ pub async fn apply(cluster: &Cluster, object: Value) -> Result<DynamicObject> {
     Ok(api.patch(&name, &parameters, &Patch::Apply(&object)).await?)
 }
 
-fn objects(namespace: &str, name: &str, arguments: &[&str]) -> [Value; 3] {
+fn server(namespace: &str, name: &str, arguments: &[&str]) -> Value {
     let labels = json!({"app": name});
-    let mut command = vec!["postgres".to_owned()];
-    command.extend(arguments.iter().map(|&argument| argument.to_owned()));
+    let mut command = vec!["postgres"];
+    command.extend(arguments);
     let environment = json!([
         {"name": "POSTGRES_USER", "value": USER},
-        {"name": "POSTGRES_PASSWORD", "value": PASSWORD},
+        {"name": "POSTGRES_PASSWORD", "valueFrom": {"secretKeyRef": {"name": name, "key": "password"}}},
         {"name": "POSTGRES_DB", "value": "shop"},
         {"name": "PGDATA", "value": "/var/lib/postgresql/data/pgdata"},
     ]);
@@ -145,25 +199,15 @@ fn objects(namespace: &str, name: &str, arguments: &[&str]) -> [Value; 3] {
         "metadata": {"name": "data"},
         "spec": {"accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": "1Gi"}}},
     });
-    [
-        json!({
-            "apiVersion": "v1", "kind": "Secret", "metadata": {"name": name, "namespace": namespace},
-            "stringData": {"username": USER, "password": PASSWORD},
-        }),
-        json!({
-            "apiVersion": "v1", "kind": "Service", "metadata": {"name": name, "namespace": namespace},
-            "spec": {"selector": labels, "ports": [{"port": 5432}]},
-        }),
-        json!({
-            "apiVersion": "apps/v1", "kind": "StatefulSet", "metadata": {"name": name, "namespace": namespace},
-            "spec": {
-                "serviceName": name, "replicas": 1, "selector": {"matchLabels": labels},
-                "template": {
-                    "metadata": {"labels": labels},
-                    "spec": {"terminationGracePeriodSeconds": 5, "containers": [container]},
-                },
-                "volumeClaimTemplates": [claim],
+    json!({
+        "apiVersion": "apps/v1", "kind": "StatefulSet", "metadata": {"name": name, "namespace": namespace},
+        "spec": {
+            "serviceName": name, "replicas": 1, "selector": {"matchLabels": labels},
+            "template": {
+                "metadata": {"labels": labels},
+                "spec": {"terminationGracePeriodSeconds": 5, "containers": [container]},
             },
-        }),
-    ]
+            "volumeClaimTemplates": [claim],
+        },
+    })
 }

@@ -1,6 +1,9 @@
 //! A real cluster under test: namespaces, databases in pods, pipelines, processes to kill.
 
+mod content;
 mod database;
+mod exposure;
+mod operator;
 mod pipeline;
 mod process;
 
@@ -13,9 +16,12 @@ use kube::api::{Api, DeleteParams, ListParams, ObjectMeta, PostParams};
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Client, Config};
 
-pub use database::{Database, PASSWORD, apply};
+pub use content::ensure_equal_when_caught_up;
+pub use database::{Certificate, Database, PASSWORD, apply};
+pub use exposure::ensure_secrets_are_hidden;
+pub use operator::{kill_leader, leader, logs_of_operators, metrics_of_leader};
 pub use pipeline::{Pipeline, manifest};
-pub use process::{kill_container, pid_of_container};
+pub use process::{is_running, kill_container, pid_of_container, send_signal};
 
 /// Environment variable with the path of the kubeconfig of the cluster under test.
 pub const KUBECONFIG_VARIABLE: &str = "PENSTOCK_E2E_KUBECONFIG";

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
+use k8s_openapi::api::core::v1::Event;
 use kube::api::{Api, DeleteParams, Patch, PatchParams};
 use penstock_crds::CdcPipeline;
 use serde_json::{Value, json};
@@ -72,8 +73,32 @@ impl Pipeline {
     /// # Errors
     /// The API server refuses.
     pub async fn delete(&self) -> Result<()> {
-        self.api().delete(&self.name, &DeleteParams::default()).await?;
+        self.delete_with(&DeleteParams::default()).await
+    }
+
+    /// Starts the deletion in a given way.
+    ///
+    /// # Errors
+    /// The API server refuses.
+    pub async fn delete_with(&self, parameters: &DeleteParams) -> Result<()> {
+        self.api().delete(&self.name, parameters).await?;
         Ok(())
+    }
+
+    /// Waits for an Event about this very object whose reason is `reason`; returns its note.
+    ///
+    /// # Errors
+    /// It is not seen in time.
+    pub async fn wait_for_event(&self, uid: &str, reason: &str, patience: Duration) -> Result<String> {
+        let what = format!("an Event {reason} about {}/{}", self.namespace, self.name);
+        eventually(&what, patience, || async {
+            let events: Vec<Event> = self.cluster.list(&self.namespace, "").await?;
+            let found = events.into_iter().find(|event| {
+                event.reason.as_deref() == Some(reason) && event.involved_object.uid.as_deref() == Some(uid)
+            });
+            Ok(found.and_then(|event| event.message))
+        })
+        .await
     }
 
     /// Waits until the object is gone.

@@ -1,4 +1,4 @@
-//! Kills processes of pods as a crash would: SIGKILL to the container's process, from outside.
+//! Signals to processes of pods from outside: SIGKILL is what a crash is.
 
 use std::fs;
 
@@ -14,11 +14,25 @@ use super::Cluster;
 /// The pod or its process is not there: the cluster must run on this machine.
 pub async fn kill_container(cluster: &Cluster, namespace: &str, pod: &str, container: &str) -> Result<()> {
     let pid = pid_of_container(cluster, namespace, pod, container).await?;
-    let status = tokio::process::Command::new("kill").args(["-KILL", &pid.to_string()]).status().await?;
+    send_signal(pid, "KILL").await.with_context(|| format!("{namespace}/{pod}/{container}"))
+}
+
+/// Sends a signal, such as `TERM`, to a process of this machine.
+///
+/// # Errors
+/// There is no such process.
+pub async fn send_signal(pid: u32, signal: &str) -> Result<()> {
+    let status =
+        tokio::process::Command::new("kill").args([format!("-{signal}"), pid.to_string()]).status().await?;
     if !status.success() {
-        bail!("kill -KILL {pid} ({namespace}/{pod}/{container}) failed");
+        bail!("kill -{signal} {pid} failed");
     }
     Ok(())
+}
+
+/// Whether there is a process of that id.
+pub fn is_running(pid: u32) -> bool {
+    fs::exists(format!("/proc/{pid}")).unwrap_or(false)
 }
 
 /// Id, on this machine, of the first process of a pod's container.

@@ -92,7 +92,11 @@ fn kept(world: &World) -> String {
 /// The UID that the sink's state bears: the adopted one, until a worker of this pipeline has moved it.
 fn uid_to_adopt(world: &World) -> String {
     let own = &world.uid;
-    let has_moved = world.pipeline.status.as_ref().is_some_and(|status| status.stable_revision.is_some());
+    let has_moved = world
+        .pipeline
+        .status
+        .as_ref()
+        .is_some_and(|status| status.stable_revision.is_some() || !status.slots.is_empty());
     match adopted_uid(&world.pipeline) {
         Some(adopted) if !has_moved => {
             format!("{adopted} (or {own}, if a worker of this pipeline has adopted that one)")
@@ -116,15 +120,15 @@ fn last_words(world: &World) -> PlannedEvent {
 fn leftovers(world: &World) -> String {
     let spec = &world.pipeline.spec;
     let (source, sink) = (&spec.source.postgres, &spec.sink.postgres);
-    let uid = adopted_uid(&world.pipeline).unwrap_or(&world.uid);
-    let last = spec.worker.shards.saturating_sub(1);
-    let slots = match last {
-        0 => format!("replication slot {}", slot(uid, 0)),
-        last => format!("replication slots {} to {}", slot(uid, 0), slot(uid, last)),
+    let (slots, publication) = names_in_source(world);
+    let slots = match slots.as_slice() {
+        [one] => format!("replication slot {one}"),
+        [first, .., last] => format!("replication slots {first} to {last}"),
+        [] => "no replication slot".to_owned(),
     };
     let publication = match &source.publication {
         Some(_) => String::new(),
-        None => format!(" and publication {}", publication(uid)),
+        None => format!(" and publication {publication}"),
     };
     let volumes = match world.claims.len() {
         0 => String::new(),
@@ -134,6 +138,21 @@ fn leftovers(world: &World) -> String {
         "{slots}{publication} in {} on {} (the source keeps its log until the slots are dropped); schema penstock in {} on {}{volumes}",
         source.connection.database, source.connection.host, sink.connection.database, sink.connection.host,
     )
+}
+
+/// Slots and publication as the workers named them. A heir keeps the names of the first owner, which its own
+/// object does not know; where no worker ever said, they are those that it would have begun with.
+fn names_in_source(world: &World) -> (Vec<String>, String) {
+    let uid = adopted_uid(&world.pipeline).unwrap_or(&world.uid);
+    let (slots, publication_said) = match &world.pipeline.status {
+        Some(status) => (status.slots.clone(), status.publication.clone()),
+        None => (Vec::new(), None),
+    };
+    let slots = match slots.as_slice() {
+        [] => (0..world.pipeline.spec.worker.shards).map(|shard| slot(uid, shard)).collect(),
+        [..] => slots,
+    };
+    (slots, publication_said.unwrap_or_else(|| publication(uid)))
 }
 
 fn clean_up(world: &World, last: &KnownRevision) -> Result<Plan, PlanError> {

@@ -147,7 +147,7 @@ pub(super) fn turn(world: &World, verdict: &Verdict) -> Option<PlannedEvent> {
 }
 
 fn notices(stage: &Stage<'_>) -> Vec<PlannedEvent> {
-    let Stage::Run { shards, .. } = stage else { return Vec::new() };
+    let Some((_, shards)) = stage.running() else { return Vec::new() };
     let reports = shards.iter().filter_map(reporting);
     reports
         .flat_map(|report| {

@@ -46,6 +46,22 @@ pub(super) enum Stage<'a> {
     },
 }
 
+impl<'a> Stage<'a> {
+    /// The revision that workers run, or run again after a pause, and how each of its shards is.
+    pub(super) fn running(&self) -> Option<(&KnownRevision, &[Shard<'a>])> {
+        match self {
+            Self::Run { target, shards, .. } => Some((target, shards)),
+            Self::Unguarded
+            | Self::NameTaken(_)
+            | Self::Unreadable(_)
+            | Self::Clash(_)
+            | Self::Mint(_)
+            | Self::Hold { .. }
+            | Self::Stop { .. } => None,
+        }
+    }
+}
+
 /// Where a living pipeline is.
 pub(super) fn stage(world: &World) -> Result<Stage<'_>, PlanError> {
     if !world.has_finalizer() {
@@ -102,14 +118,5 @@ fn others_run(world: &World, target: &RevisionName) -> bool {
 
 /// Whether what other revisions left can be removed: the new workers were seen streaming.
 pub(super) fn others_are_over(stage: &Stage<'_>) -> bool {
-    match stage {
-        Stage::Run { shards, .. } => all_stream(shards),
-        Stage::Unguarded
-        | Stage::NameTaken(_)
-        | Stage::Unreadable(_)
-        | Stage::Clash(_)
-        | Stage::Mint(_)
-        | Stage::Hold { .. }
-        | Stage::Stop { .. } => false,
-    }
+    stage.running().is_some_and(|(_, shards)| all_stream(shards))
 }

@@ -43,12 +43,18 @@ pub(super) fn of(world: &World, stage: &Stage<'_>, verdict: &Verdict) -> CdcPipe
         .as_deref()
         .and_then(tables_copied)
         .or_else(|| before.tables_copied.clone().filter(|_| stable_revision == before.stable_revision));
+    let (slots, publication) = reports
+        .as_deref()
+        .and_then(names_in_source)
+        .unwrap_or_else(|| (before.slots.clone(), before.publication.clone()));
     let mut findings = course(verdict);
     findings.extend(ends(stage, verdict));
     findings.push(snapshot(stage, verdict));
     CdcPipelineStatus {
         stable_revision,
         tables_copied,
+        slots,
+        publication,
         lag: reports.as_deref().and_then(lag),
         ..common(world, verdict, findings)
     }
@@ -71,6 +77,8 @@ pub(super) fn of_deletion(world: &World, verdict: &Verdict) -> CdcPipelineStatus
     CdcPipelineStatus {
         stable_revision: before.stable_revision,
         tables_copied: before.tables_copied,
+        slots: before.slots,
+        publication: before.publication,
         ..common(world, verdict, findings)
     }
 }
@@ -165,16 +173,7 @@ fn course(verdict: &Verdict) -> Vec<Finding> {
 }
 
 fn shards_of<'a, 'w>(stage: &'a Stage<'w>) -> &'a [Shard<'w>] {
-    match stage {
-        Stage::Run { shards, .. } => shards,
-        Stage::Unguarded
-        | Stage::NameTaken(_)
-        | Stage::Unreadable(_)
-        | Stage::Clash(_)
-        | Stage::Mint(_)
-        | Stage::Hold { .. }
-        | Stage::Stop { .. } => &[],
-    }
+    stage.running().map_or(&[], |(_, shards)| shards)
 }
 
 /// The word of every worker, if there is one of each.
@@ -187,18 +186,8 @@ fn reports<'w>(stage: &Stage<'w>) -> Option<Vec<&'w Report>> {
 /// The revision that was seen writing.
 fn stable_revision(stage: &Stage<'_>) -> Option<RevisionName> {
     let writes = |report: &Report| matches!(report.phase, WorkerPhase::Snapshotting | WorkerPhase::Streaming);
-    match stage {
-        Stage::Run { target, shards, .. } => {
-            shards.iter().filter_map(reporting).any(writes).then(|| target.name.clone())
-        }
-        Stage::Unguarded
-        | Stage::NameTaken(_)
-        | Stage::Unreadable(_)
-        | Stage::Clash(_)
-        | Stage::Mint(_)
-        | Stage::Hold { .. }
-        | Stage::Stop { .. } => None,
-    }
+    let (target, shards) = stage.running()?;
+    shards.iter().filter_map(reporting).any(writes).then(|| target.name.clone())
 }
 
 fn ends(stage: &Stage<'_>, verdict: &Verdict) -> [Finding; 2] {
@@ -274,6 +263,13 @@ fn tables_copied(reports: &[&Report]) -> Option<String> {
     let copied: u32 = parts.iter().map(|part| part.tables_copied).fold(0, u32::saturating_add);
     let tables: u32 = parts.iter().map(|part| part.tables).fold(0, u32::saturating_add);
     Some(format!("{copied}/{tables}"))
+}
+
+/// Slots by shard, and the publication, if every worker knows its names.
+fn names_in_source(reports: &[&Report]) -> Option<(Vec<String>, Option<String>)> {
+    let slots: Option<Vec<String>> = reports.iter().map(|report| report.slot.clone()).collect();
+    let publication = reports.first().and_then(|report| report.publication.clone());
+    slots.map(|slots| (slots, publication))
 }
 
 /// The lag of the slowest worker in steps, if every one knows its own.

@@ -128,6 +128,7 @@ pub(super) async fn fence(context: Context<'_>, source: &Source, volume: &Volume
     let versions = Versions { source: identity.server_version / 10_000, sink: sink.server_version / 10_000 };
     travel::check(&source.inspection.tables, versions)?;
     let stream_format = travel::stream_format(&source.inspection.tables, versions);
+    context.status.reads(slot.as_str(), publication.as_str());
     Ok(Fenced { sink, started, identity, slot, publication, versions, stream_format })
 }
 

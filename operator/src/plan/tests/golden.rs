@@ -233,16 +233,24 @@ fn deletion_goes_step_by_step() {
     golden("51_retained", &stopped(DeletionPolicy::Retain));
     let mut world = stopped(DeletionPolicy::Retain);
     let annotations = BTreeMap::from([(ANNOTATION_ADOPT.to_owned(), "an-older-uid".to_owned())]);
-    world.pipeline.metadata.annotations = Some(annotations.clone());
+    world.pipeline.metadata.annotations = Some(annotations);
+    let status = world.pipeline.status.as_mut().unwrap();
+    status.slots = vec!["penstock_firstown_0".into(), "penstock_firstown_1".into()];
+    status.publication = Some("penstock_firstown".into());
     golden("52_retained_by_an_heir", &world);
-    world.pipeline.status.as_mut().unwrap().stable_revision = None;
+    let status = world.pipeline.status.as_mut().unwrap();
+    (status.stable_revision, status.publication) = (None, None);
+    status.slots.clear();
     golden("55_retained_by_an_heir_that_may_not_have_started", &world);
     let mut world = stopped(DeletionPolicy::Retain);
     world.refused = Some("creating the Event: exceeded quota".into());
     golden("56_what_is_retained_cannot_be_told", &world);
     golden("53_never_minted", &deleted(guarded()));
     golden("54_not_ours_to_hold", &deleted(created()));
+}
 
+#[test]
+fn the_clean_up_goes_step_by_step() {
     let mut world = stopped(DeletionPolicy::Delete);
     golden("60_clean_up_begins", &world);
     let (_, made_from) = clean_up_job(&world, &world.revisions[0]).unwrap();
@@ -272,6 +280,7 @@ fn deletion_goes_step_by_step() {
     golden("65_volumes_go", &world);
     world.claims.clear();
     golden("66_cleaned_up", &world);
+    let annotations = BTreeMap::from([(ANNOTATION_ADOPT.to_owned(), "an-older-uid".to_owned())]);
     world.pipeline.metadata.annotations = Some(annotations);
     golden("74_an_heir_is_cleaned_up", &world);
 

@@ -6,7 +6,7 @@ use std::sync::LazyLock;
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use penstock_crds::CdcPipeline;
-use penstock_crds::names::FINALIZER;
+use penstock_crds::names::{self, FINALIZER};
 use penstock_crds::report::{Lag, Problem, Reachability, Reason, Report, SnapshotProgress, WorkerPhase};
 use penstock_crds::revision::{DataAffecting, MintedRevision, RevisionName};
 
@@ -157,6 +157,8 @@ pub(crate) fn report(revision: &RevisionName, shard: u16, phase: WorkerPhase) ->
         sequence: 100,
         position: Some("0/16B3748".into()),
         lag: Some(Lag { bytes: 10, seconds: 0.5 }),
+        slot: Some(names::slot(UID, shard)),
+        publication: Some(names::publication(UID)),
         source: Reachability::Reachable,
         sink: Reachability::Reachable,
         snapshot: Some(SnapshotProgress {

@@ -1,15 +1,16 @@
 //! What the API server says of manifests: every mistake that can be known from the manifest alone is refused with
 //! a sentence that says what to write instead.
 
-use anyhow::Result;
+use anyhow::{Result, bail, ensure};
 use penstock_e2e::kubernetes::{Cluster, apply};
 use serde_json::{Value, json};
 
-fn good(namespace: &str) -> Value {
+/// A good manifest that needs no database, because nothing runs.
+pub(crate) fn paused(namespace: &str, name: &str) -> Value {
     let connection = |host: &str| json!({"host": host, "database": "shop", "credentialsSecret": "nobody"});
     json!({
         "apiVersion": "penstock.dev/v1alpha1", "kind": "CdcPipeline",
-        "metadata": {"name": "manifest", "namespace": namespace},
+        "metadata": {"name": name, "namespace": namespace},
         "spec": {
             "source": {"postgres": {"connection": connection("source"), "tables": ["public.orders"]}},
             "sink": {"postgres": {"connection": connection("sink")}},
@@ -25,6 +26,17 @@ fn set(manifest: &mut Value, path: &str, value: Value) {
         at = &mut at[part];
     }
     *at = value;
+}
+
+/// Each value at its path makes the API server refuse the manifest, and say the sentence.
+async fn ensure_refused(cluster: &Cluster, namespace: &str, cases: &[(&str, Value, &str)]) -> Result<()> {
+    for (path, value, sentence) in cases {
+        let mut manifest = paused(namespace, "manifest");
+        set(&mut manifest, path, value.clone());
+        let Err(refusal) = apply(cluster, manifest).await else { bail!("{path} = {value} was accepted") };
+        ensure!(format!("{refusal:#}").contains(sentence), "{path} = {value}: {refusal:#}");
+    }
+    Ok(())
 }
 
 #[tokio::test]
@@ -59,13 +71,7 @@ async fn bad_manifests_are_refused_with_a_sentence_that_helps() -> Result<()> {
         ("/metadata/name", json!("a-name-that-is-much-too-long-for-the-names-made-from-it"), "at most 40"),
         ("/metadata/name", json!("1st"), "start with a letter"),
     ];
-    for (path, value, sentence) in cases {
-        let mut manifest = good(&namespace);
-        set(&mut manifest, path, value.clone());
-        let refusal =
-            apply(&cluster, manifest).await.map(|_| ()).expect_err(&format!("{path} = {value} was accepted"));
-        assert!(format!("{refusal:#}").contains(sentence), "{path} = {value}: {refusal:#}");
-    }
+    ensure_refused(&cluster, &namespace, cases).await?;
     cluster.remove_namespace(&namespace).await
 }
 
@@ -79,13 +85,7 @@ async fn edits_that_would_lose_rows_are_refused_with_a_sentence() -> Result<()> 
         ("/spec/source/postgres/connection/database", json!("other"), "positions belong to one database"),
         ("/spec/source/postgres/publication", json!("mine"), "would be lost"),
     ];
-    apply(&cluster, good(&namespace)).await?;
-    for (path, value, sentence) in cases {
-        let mut manifest = good(&namespace);
-        set(&mut manifest, path, value.clone());
-        let refusal =
-            apply(&cluster, manifest).await.map(|_| ()).expect_err(&format!("{path} = {value} was accepted"));
-        assert!(format!("{refusal:#}").contains(sentence), "{path} = {value}: {refusal:#}");
-    }
+    apply(&cluster, paused(&namespace, "manifest")).await?;
+    ensure_refused(&cluster, &namespace, cases).await?;
     cluster.remove_namespace(&namespace).await
 }

@@ -1,22 +1,20 @@
-//! Everything that can be killed is killed, in turn, under load, on a real cluster: at the end source and sink are
-//! equal, and the sequence counts every change of the source once.
+//! Everything that can be killed is killed, in turn, under load: at the end source and sink are equal, and the
+//! sequence counts every change of the source once.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
-use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::Pod;
-use kube::api::{Api, DeleteParams, LogParams};
+use kube::api::Api;
 use penstock_e2e::kubernetes::{
-    Cluster, Database, OPERATOR_NAMESPACE, PASSWORD, Pipeline, eventually, kill_container, manifest,
+    Cluster, Database, Pipeline, ensure_equal_when_caught_up, ensure_secrets_are_hidden, eventually,
+    kill_container, kill_leader, manifest,
 };
-use tokio::sync::Mutex;
 use tokio::task::JoinHandle;
 
-/// Both tests take the operator away: not at the same time.
-static OPERATOR: Mutex<()> = Mutex::const_new(());
+use crate::stage::ALONE;
 
 const TABLES: [&str; 2] = ["accounts", "journal"];
 const SCHEMA: &str = "
@@ -65,56 +63,8 @@ async fn kill_and_wait(cluster: &Cluster, namespace: &str, pod: &str, container:
     .await
 }
 
-async fn operator_pods(cluster: &Cluster) -> Result<Vec<Pod>> {
-    cluster.list(OPERATOR_NAMESPACE, "app.kubernetes.io/name=penstock").await
-}
-
-async fn leader(cluster: &Cluster) -> Result<String> {
-    let leases: Api<Lease> = Api::namespaced(cluster.client.clone(), OPERATOR_NAMESPACE);
-    eventually("an operator leads", Duration::from_mins(1), || async {
-        let lease = leases.list(&kube::api::ListParams::default()).await?.items.into_iter().next();
-        Ok(lease.and_then(|lease| lease.spec?.holder_identity).filter(|holder| !holder.is_empty()))
-    })
-    .await
-}
-
-async fn wait_until_caught_up(source: &Database, sink: &Database) -> Result<()> {
-    source.execute("SELECT pg_logical_emit_message(true, 'test', 'a transaction to end with')").await?;
-    let end = source.text("SELECT pg_current_wal_flush_lsn()").await?;
-    let query = format!("SELECT min(end_lsn) >= '{end}'::pg_lsn FROM penstock.checkpoint");
-    eventually("the sink has caught up", Duration::from_mins(2), || async {
-        Ok((sink.text(&query).await? == "t").then_some(()))
-    })
-    .await
-}
-
-async fn assert_equal(source: &Database, sink: &Database) -> Result<()> {
-    for table in TABLES {
-        let query = format!(
-            "SELECT count(*) || ' rows, hash ' || coalesce(sum(hashtextextended(t::text, 7)), 0) FROM {table} t"
-        );
-        let (left, right) = (source.text(&query).await?, sink.text(&query).await?);
-        ensure!(left == right, "{table}: source {left}, sink {right}");
-    }
-    Ok(())
-}
-
-async fn all_logs(cluster: &Cluster, namespace: &str, labels: &str) -> Result<String> {
-    let api: Api<Pod> = Api::namespaced(cluster.client.clone(), namespace);
-    let mut logs = String::new();
-    for pod in cluster.list::<Pod>(namespace, labels).await? {
-        let name = pod.metadata.name.context("a pod has a name")?;
-        for previous in [false, true] {
-            logs +=
-                &api.logs(&name, &LogParams { previous, ..LogParams::default() }).await.unwrap_or_default();
-        }
-    }
-    Ok(logs)
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn worker_operator_sink_and_source_killed_in_turn_lose_and_double_nothing() -> Result<()> {
-    let _alone = OPERATOR.lock().await;
     let cluster = Cluster::connect().await?;
     let namespace = cluster.namespace("faults").await?;
     let (source, sink) = tokio::try_join!(
@@ -135,7 +85,9 @@ async fn worker_operator_sink_and_source_killed_in_turn_lose_and_double_nothing(
     pause().await;
     kill_and_wait(&cluster, &namespace, &worker, "worker").await?;
     pause().await;
-    kill_and_wait(&cluster, OPERATOR_NAMESPACE, &leader(&cluster).await?, "operator").await?;
+    let killed = ALONE.lock().await;
+    kill_leader(&cluster).await?;
+    drop(killed);
     pause().await;
     kill_and_wait(&cluster, &namespace, &sink.pod(), "postgres").await?;
     sink.wait_until_it_answers().await?;
@@ -147,38 +99,13 @@ async fn worker_operator_sink_and_source_killed_in_turn_lose_and_double_nothing(
     stop.store(true, Ordering::Relaxed);
     let steps = load.await?;
     ensure!(steps > 100, "{steps} transactions prove nothing");
-    wait_until_caught_up(&source, &sink).await?;
-    assert_equal(&source, &sink).await?;
+    ensure_equal_when_caught_up(&source, &sink, &TABLES).await?;
     let changes =
         "SELECT count(*) FROM pg_logical_slot_peek_changes('witness', NULL, NULL, 'skip-empty-xacts', '1')
         WHERE data LIKE 'table public.accounts: %' OR data LIKE 'table public.journal: %'";
     assert_eq!(source.text(changes).await?, sink.text("SELECT sequence FROM penstock.checkpoint").await?);
     pipeline.wait_until_ready().await?;
 
-    let logs = all_logs(&cluster, &namespace, "penstock.dev/pipeline=faults").await?
-        + &all_logs(&cluster, OPERATOR_NAMESPACE, "app.kubernetes.io/name=penstock").await?;
-    ensure!(logs.len() > 1000 && !logs.contains(PASSWORD), "the password was logged");
+    ensure_secrets_are_hidden(&cluster, &namespace, &pipeline.name, &[]).await?;
     cluster.remove_namespace(&namespace).await
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_second_operator_takes_over_when_the_first_is_asked_to_stop() -> Result<()> {
-    let _alone = OPERATOR.lock().await;
-    let cluster = Cluster::connect().await?;
-    ensure!(
-        operator_pods(&cluster).await?.len() >= 2,
-        "the operator is installed with two replicas for this test"
-    );
-    let first = leader(&cluster).await?;
-    let pods: Api<Pod> = Api::namespaced(cluster.client.clone(), OPERATOR_NAMESPACE);
-    pods.delete(&first, &DeleteParams::default()).await?;
-    let began = std::time::Instant::now();
-    eventually("another operator leads", Duration::from_secs(30), || async {
-        let now = leader(&cluster).await?;
-        Ok((now != first).then_some(()))
-    })
-    .await?;
-    let took = began.elapsed();
-    ensure!(took < Duration::from_secs(14), "handing over took {took:?}: the lease was not released");
-    Ok(())
 }

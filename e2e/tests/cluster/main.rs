@@ -1,0 +1,11 @@
+//! The tests on a real cluster, in one program, so that they fill both threads of the runner. Each has namespaces of
+//! its own; what it does to the operator or to the `CustomResourceDefinition` it does alone ([`stage::ALONE`]).
+
+mod deletion;
+mod faults;
+mod interruptions;
+mod lifecycle;
+mod manifests;
+mod operators;
+mod stage;
+mod tls;
