@@ -68,6 +68,16 @@ points! {
     BeforeTableReady,
     /// A table is noted as ready.
     AfterTableReady,
+    /// The snapshot of a range is taken, and none of its rows read.
+    BeforeRangeRead,
+    /// The rows of a range are read, and its watermark is not in the source's log.
+    BeforeWatermark,
+    /// The watermark is in the source's log.
+    AfterWatermark,
+    /// The rows of a range are sent, and not noted, in a transaction that is still open.
+    BeforeRangeNoted,
+    /// A range is noted in a transaction that is still open.
+    AfterRangeNoted,
     /// A sink transaction is open, and an operation of it not sent.
     BeforeSinkStatement,
     /// The sink has carried out an operation in a transaction that is still open.

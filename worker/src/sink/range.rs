@@ -6,6 +6,7 @@ use super::Writer;
 use super::error::failed;
 use crate::change::Lsn;
 use crate::change::table::TableName;
+use crate::failpoint::{Point, reach};
 use crate::failure::Failure;
 
 /// A range of a table whose rows are in the open transaction.
@@ -37,7 +38,9 @@ impl Writer {
         let uid = self.uid().to_owned();
         let parameters: [&(dyn postgres_types::ToSql + Sync); 6] =
             [&uid, &table.schema, &table.name, last, &PgLsn::from(from.0), &rows];
-        self.note(sql, &parameters).await
+        reach(Point::BeforeRangeNoted)?;
+        self.note(sql, &parameters).await?;
+        reach(Point::AfterRangeNoted)
     }
 
     /// Rolls back what is open, and notes that a table is to be copied from its beginning.

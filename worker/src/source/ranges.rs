@@ -22,6 +22,7 @@ use super::raw::{Raw, RawParameter};
 use super::slot::SlotName;
 use crate::change::table::{SourceTable, quote_identifier, quote_literal};
 use crate::change::{Relation, RelationColumn, ReplicaIdentity, Row, Value};
+use crate::failpoint::{Point, reach};
 use crate::incremental::{Key, KeyColumn, Read, Snapshot};
 use crate::postgres::{Endpoint, Session};
 
@@ -168,6 +169,7 @@ impl Worker {
 
     /// Reads the range, hands it over, and marks the place in the log.
     async fn finish(&mut self, mut session: Session, request: &RangeRequest) -> Result<Session, SourceError> {
+        reach(Point::BeforeRangeRead)?;
         let range = self.read(&session, request).await?;
         if range.is_cut {
             // The server would send all the rest of it first.
@@ -187,7 +189,9 @@ impl Worker {
         };
         // Whoever sees the watermark has the rows.
         self.answer(RangeAnswer::Read { read, last, watermark: watermark.clone() });
+        reach(Point::BeforeWatermark)?;
         emit(&session, &watermark).await?;
+        reach(Point::AfterWatermark)?;
         Ok(session)
     }
 

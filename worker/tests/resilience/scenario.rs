@@ -26,13 +26,13 @@ pub(crate) enum Scenario {
     TablesAdded,
 }
 
-/// `journal` has no key: a row that came twice would stay unnoticed in no table but this one.
+/// `later` is copied in ranges of its key, `latest` as a whole. `journal` has no key: a row that came twice would stay unnoticed in no table but this one.
 const SCHEMA: &str = "
     CREATE TABLE accounts (id int PRIMARY KEY, units bigint NOT NULL, version bigint NOT NULL DEFAULT 0, note text);
     CREATE TABLE journal (step bigint NOT NULL, from_id int NOT NULL, to_id int NOT NULL);
     ALTER TABLE journal REPLICA IDENTITY FULL;
     CREATE TABLE later (id bigint PRIMARY KEY, body text);
-    CREATE TABLE latest (id bigint PRIMARY KEY, body text);
+    CREATE TABLE latest (id text PRIMARY KEY, body text);
     INSERT INTO accounts SELECT g, 1000 FROM generate_series(1, 120) g;
     INSERT INTO journal SELECT -g, 1, 2 FROM generate_series(1, 50) g;
     INSERT INTO later SELECT -g, 'before' FROM generate_series(1, 50) g;
@@ -56,7 +56,7 @@ const LARGE_STEP: &str = "
 /// Tables that are added are written to from the moment on at which they are published.
 const STEP_OF_ADDED_TABLES: &str = "
     INSERT INTO later SELECT nextval('steps'), 'after' WHERE EXISTS (SELECT FROM pg_publication_tables WHERE tablename = 'later');
-    UPDATE latest SET body = body || '.' WHERE id = -1 - floor(random() * 50)::int
+    UPDATE latest SET body = body || '.' WHERE id = (-1 - floor(random() * 50)::int)::text
         AND EXISTS (SELECT FROM pg_publication_tables WHERE tablename = 'latest');";
 
 /// Between two transactions of the load.
@@ -101,7 +101,19 @@ impl Scenario {
             (Point::BeforeFirstCheckpoint, "the shard has a position"),
             (Point::AfterFirstCheckpoint, "the shard has a position"),
         ];
-        const NOTHING_IS_COPIED: [(Point, &str); 12] = [
+        const NO_RANGES: [(Point, &str); 5] = [
+            (Point::BeforeRangeRead, "no table came later"),
+            (Point::BeforeWatermark, "no table came later"),
+            (Point::AfterWatermark, "no table came later"),
+            (Point::BeforeRangeNoted, "no table came later"),
+            (Point::AfterRangeNoted, "no table came later"),
+        ];
+        const NOTHING_IS_COPIED: [(Point, &str); 17] = [
+            NO_RANGES[0],
+            NO_RANGES[1],
+            NO_RANGES[2],
+            NO_RANGES[3],
+            NO_RANGES[4],
             HAS_A_POSITION[0],
             HAS_A_POSITION[1],
             (Point::BeforeTableMade, "every sink table is there"),
@@ -116,7 +128,7 @@ impl Scenario {
             (Point::AfterTableReady, "every table is copied"),
         ];
         match self {
-            Self::Snapshot => &[],
+            Self::Snapshot => &NO_RANGES,
             Self::TablesAdded => &HAS_A_POSITION,
             Self::Streaming | Self::LargeTransaction => &NOTHING_IS_COPIED,
         }
