@@ -11,6 +11,7 @@ pub mod incremental;
 pub mod pipeline;
 pub mod postgres;
 pub mod progress;
+pub mod resnapshot;
 pub mod serve;
 pub mod settings;
 pub mod sink;

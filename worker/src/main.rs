@@ -4,12 +4,13 @@ use std::io::IsTerminal as _;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+use penstock_crds::table_pattern::TablePattern;
 use penstock_worker::failure::Failure;
 use penstock_worker::serve::{Metrics, serve_control, serve_health};
 use penstock_worker::settings::{Folders, Pipeline, RunArguments, Settings};
 use penstock_worker::status::Status;
 use penstock_worker::telemetry::{self, LogTarget};
-use penstock_worker::{clean_up, failpoint, progress, supervisor};
+use penstock_worker::{clean_up, failpoint, progress, resnapshot, supervisor};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument as _;
@@ -32,6 +33,14 @@ enum Command {
     Run(RunArguments),
     /// Removes the pipeline's slots, managed publication and sink state; the copied tables stay
     CleanUp(Folders),
+    /// Has tables copied again from their beginning, while the pipeline runs: the sink tables are emptied first
+    Resnapshot {
+        #[command(flatten)]
+        folders: Folders,
+        /// Tables of the source: schema.table, schema.* or schema.prefix*
+        #[arg(required = true, value_name = "TABLE")]
+        tables: Vec<TablePattern>,
+    },
 }
 
 #[tokio::main]
@@ -41,6 +50,7 @@ async fn main() -> ExitCode {
     let done = match arguments.command {
         Command::Run(run) => run_worker(&run, arguments.log).await,
         Command::CleanUp(folders) => clean(&folders, arguments.log).await,
+        Command::Resnapshot { folders, tables } => resnapshot_tables(&folders, &tables, arguments.log).await,
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,
@@ -89,6 +99,16 @@ async fn clean(folders: &Folders, log: Option<String>) -> anyhow::Result<()> {
     let _telemetry = telemetry::install(&log.unwrap_or_else(|| "info".into()), LogTarget::Stderr)?;
     let pipeline = Pipeline::read(folders)?;
     clean_up::clean_up(&pipeline).await.map_err(|failure: Failure| anyhow::anyhow!("{failure}"))
+}
+
+async fn resnapshot_tables(
+    folders: &Folders,
+    tables: &[TablePattern],
+    log: Option<String>,
+) -> anyhow::Result<()> {
+    let _telemetry = telemetry::install(&log.unwrap_or_else(|| "info".into()), LogTarget::Stderr)?;
+    let pipeline = Pipeline::read(folders)?;
+    resnapshot::resnapshot(&pipeline, tables).await.map_err(|failure: Failure| anyhow::anyhow!("{failure}"))
 }
 
 /// A server that cannot serve ends the worker: the cluster would wait for its answers in vain.

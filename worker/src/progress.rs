@@ -1,5 +1,6 @@
-//! A progress bar for `penstock-worker run` on a terminal: the first load, then the lag.
+//! A progress bar for `penstock-worker run` on a terminal: the first load, then the lag and what is still copied.
 
+use std::fmt::Write as _;
 use std::time::Duration;
 
 use indicatif::{HumanBytes, HumanCount, ProgressBar, ProgressStyle};
@@ -46,12 +47,16 @@ fn draw(bar: &ProgressBar, report: &Report) {
 fn streaming_line(report: &Report) -> String {
     let changes = HumanCount(u64::try_from(report.sequence).unwrap_or(0));
     let position = report.position.as_deref().unwrap_or("-");
-    match report.lag {
-        Some(lag) => {
-            format!("{changes} changes, at {position}, lag {:.1} s ({})", lag.seconds, HumanBytes(lag.bytes))
-        }
-        None => format!("{changes} changes, at {position}"),
+    let mut line = format!("{changes} changes, at {position}");
+    if let Some(lag) = report.lag {
+        let _infallible = write!(line, ", lag {:.1} s ({})", lag.seconds, HumanBytes(lag.bytes));
     }
+    if let Some(snapshot) = report.snapshot.filter(|_| !report.has_all_rows()) {
+        let (copied, estimated) = (HumanCount(snapshot.rows_copied), HumanCount(snapshot.rows_estimated));
+        let tables = format!("{}/{} tables", snapshot.tables_copied, snapshot.tables);
+        let _infallible = write!(line, "; copying beside it: {copied}/~{estimated} rows, {tables}");
+    }
+    line
 }
 
 fn style(phase: WorkerPhase) -> ProgressStyle {

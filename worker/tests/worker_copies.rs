@@ -176,3 +176,35 @@ async fn a_truncate_and_a_new_column_in_the_middle_of_a_copy_end_in_equal_tables
     rig.wait_until_caught_up().await?;
     rig.assert_equal(&["big"]).await
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_table_is_copied_again_on_demand_while_the_others_are_streamed() -> Result<()> {
+    let rig = Rig::new(Version::V15, &["public.*"]).await?;
+    rig.on_source("CREATE TABLE a (id int PRIMARY KEY, body text); CREATE TABLE b (id int PRIMARY KEY)")
+        .await?;
+    rig.on_source("INSERT INTO a SELECT g, 'x' FROM generate_series(1, 1000) g; INSERT INTO b VALUES (1)")
+        .await?;
+    let worker = rig.start(0)?;
+    worker.wait_for_output(STREAMING).await?;
+    rig.on_sink(
+        "UPDATE a SET body = 'somebody else wrote this' WHERE id % 7 = 0; DELETE FROM a WHERE id % 5 = 0",
+    )
+    .await?;
+    let refused = rig.command(&["resnapshot", "public.nothing"])?;
+    ensure!(!refused.status.success());
+    let said = String::from_utf8_lossy(&refused.stderr).into_owned();
+    ensure!(
+        said.contains("No table of the pipeline is meant by public.nothing; it has public.a, public.b"),
+        "{said}"
+    );
+    let copy_of_b = "SELECT ready_lsn FROM penstock.table_state WHERE source_table = 'b'";
+    let before = rig.sink_value(copy_of_b).await?;
+    let done = rig.command(&["resnapshot", "public.a"])?;
+    ensure!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+    rig.on_source("INSERT INTO a VALUES (1001, 'new'); INSERT INTO b VALUES (2)").await?;
+    rig.wait_for("SELECT count(*) FROM a", "1001").await?;
+    rig.wait_until_caught_up().await?;
+    rig.assert_equal(&["a", "b"]).await?;
+    ensure!(rig.sink_value(copy_of_b).await? == before, "another table was copied, too");
+    Ok(())
+}

@@ -86,6 +86,19 @@ impl Rig {
         Worker::start_in(&self.manifest_file()?, &self.state_dir(0), 0, &[], &[("FAILPOINTS", failpoints)])
     }
 
+    /// Runs another subcommand of the worker to its end, on the manifest as it is now.
+    pub fn command(&self, arguments: &[&str]) -> Result<std::process::Output> {
+        let file = self.manifest_file()?;
+        Command::new(env!("CARGO_BIN_EXE_penstock-worker"))
+            .args(arguments)
+            .arg("--file")
+            .arg(file)
+            .envs(["SOURCE", "SINK"].map(|end| (format!("PENSTOCK_{end}_USERNAME"), "postgres")))
+            .envs(["SOURCE", "SINK"].map(|end| (format!("PENSTOCK_{end}_PASSWORD"), PASSWORD)))
+            .output()
+            .context("running penstock-worker")
+    }
+
     /// Writes the manifest as it is now.
     pub fn manifest_file(&self) -> Result<PathBuf> {
         let file = self.folder.path().join("pipeline.yaml");
