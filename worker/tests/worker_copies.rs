@@ -208,3 +208,48 @@ async fn a_table_is_copied_again_on_demand_while_the_others_are_streamed() -> Re
     ensure!(rig.sink_value(copy_of_b).await? == before, "another table was copied, too");
     Ok(())
 }
+
+/// Included columns, generated ones, a second unique index, partitions, and keys that are copied as a whole.
+#[tokio::test(flavor = "multi_thread")]
+async fn tables_of_every_shape_are_taken_in_under_changes() -> Result<()> {
+    let rig = Rig::new(Version::V16, &["public.*"]).await?;
+    rig.on_source("CREATE TABLE small (id int PRIMARY KEY)").await?;
+    let worker = rig.start(0)?;
+    worker.wait_for_output(STREAMING).await?;
+    let tables = ["included", "generated", "second", "parted", "named", "keyless", "empty"];
+    rig.on_source(
+        "CREATE TABLE included (id int, x int, PRIMARY KEY (id) INCLUDE (x));
+         CREATE TABLE generated (id int, twice int GENERATED ALWAYS AS (id * 2) STORED, x int, PRIMARY KEY (id, twice));
+         ALTER TABLE generated REPLICA IDENTITY FULL;
+         CREATE TABLE second (id int PRIMARY KEY, x int UNIQUE DEFERRABLE INITIALLY DEFERRED);
+         CREATE TABLE parted (id int PRIMARY KEY, x int) PARTITION BY HASH (id);
+         CREATE TABLE parted_0 PARTITION OF parted FOR VALUES WITH (MODULUS 2, REMAINDER 0);
+         CREATE TABLE parted_1 PARTITION OF parted FOR VALUES WITH (MODULUS 2, REMAINDER 1);
+         CREATE TABLE named (id text PRIMARY KEY, x int);
+         CREATE TABLE keyless (id int, x int);
+         ALTER TABLE keyless REPLICA IDENTITY FULL;
+         CREATE TABLE empty (id int PRIMARY KEY, x int)",
+    )
+    .await?;
+    for table in tables.iter().filter(|table| **table != "empty") {
+        rig.on_source(&format!("INSERT INTO {table} (id, x) SELECT g, g FROM generate_series(1, 5000) g"))
+            .await?;
+    }
+    let ready = "SELECT count(*) FROM penstock.table_state WHERE state = 'ready'";
+    let mut round = 0;
+    while rig.sink_value(ready).await? != "8" {
+        round += 1;
+        ensure!(round < 1000, "the copy does not end under changes");
+        for table in tables {
+            rig.on_source(&format!(
+                "INSERT INTO {table} (id, x) VALUES (10000 + {round}, -{round});
+                 UPDATE {table} SET x = -x WHERE id::int % 500 = {round} % 500;
+                 DELETE FROM {table} WHERE id::int % 3001 = {round}"
+            ))
+            .await?;
+        }
+        rig.on_source("UPDATE second SET x = 10001 - x WHERE id IN (1, 5000)").await?;
+    }
+    rig.wait_until_caught_up().await?;
+    rig.assert_equal(&tables).await
+}

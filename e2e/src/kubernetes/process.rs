@@ -54,13 +54,22 @@ pub async fn pid_of_container(cluster: &Cluster, namespace: &str, pod: &str, con
 
 /// The oldest process whose cgroup names the container.
 fn first_process_in_cgroup(container_id: &str) -> Result<u32> {
-    let mut pids: Vec<u32> = fs::read_dir("/proc")?
+    let pids = fs::read_dir("/proc")?
         .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
-        .filter(|pid| {
+        .filter(|pid: &u32| {
             fs::read_to_string(format!("/proc/{pid}/cgroup"))
                 .is_ok_and(|cgroup| cgroup.contains(container_id))
-        })
-        .collect();
-    pids.sort_unstable();
-    pids.first().copied().with_context(|| format!("no process of container {container_id} on this machine"))
+        });
+    // Not the lowest id: they begin anew at some 32,000.
+    pids.filter_map(|pid| Some((started_at(pid)?, pid)))
+        .min()
+        .map(|(_, pid)| pid)
+        .with_context(|| format!("no process of container {container_id} on this machine"))
+}
+
+/// When a process was started, in ticks since the machine was: field 22 of its `stat`, counted after the name, which may
+/// hold anything.
+fn started_at(pid: u32) -> Option<u64> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    stat.rsplit_once(')')?.1.split_whitespace().nth(19)?.parse().ok()
 }

@@ -69,7 +69,12 @@ async fn an_object_that_cannot_be_read_is_told_of_and_stops_no_other_whoever_lea
 
 /// SIGTERM to the operator that leads; another may lead afterwards, or the same when it was started again.
 async fn stop_leader(cluster: &Cluster) -> Result<()> {
-    let pid = pid_of_container(cluster, OPERATOR_NAMESPACE, &leader(cluster).await?, "operator").await?;
+    // One that was killed a moment ago holds the lease still, and is not running.
+    let pid = eventually("an operator that runs leads", MINUTE, || async {
+        let leader = leader(cluster).await?;
+        Ok(pid_of_container(cluster, OPERATOR_NAMESPACE, &leader, "operator").await.ok())
+    })
+    .await?;
     let began = Instant::now();
     send_signal(pid, "TERM").await?;
     while is_running(pid) {

@@ -35,7 +35,9 @@ pub fn key_of(table: &SourceTable) -> Option<Vec<KeyColumn>> {
         ReplicaIdentity::Full | ReplicaIdentity::Nothing => &table.primary_key,
     };
     let column = |name: &String| {
-        let column = table.columns.iter().find(|column| column.name == *name)?;
+        // A generated column is not in the stream.
+        let column =
+            table.columns.iter().find(|column| column.name == *name && column.generated.is_none())?;
         let order = KeyOrder::of_type(column.column_type.oid)?;
         Some(KeyColumn { name: name.clone(), type_sql: column.column_type.sql.clone(), order })
     };
@@ -63,6 +65,9 @@ pub enum InvalidKey {
     /// The stream described no such column, or sent no value for it.
     #[error("a column of the key is not in the row")]
     Missing,
+    /// Other columns name the rows now.
+    #[error("other columns name the rows now")]
+    Changed,
     /// NULL, or a value in text.
     #[error("a column of the key has no value in binary form")]
     NotBinary,
@@ -111,8 +116,12 @@ fn ordered(order: KeyOrder, value: &[u8]) -> Vec<u8> {
     bytes
 }
 
-/// Where the key's columns are in the rows of a relation.
+/// Where the key's columns are in the rows of a relation, if they are what names its rows.
 pub(super) fn places(key: &[KeyColumn], relation: &Relation) -> Result<Vec<usize>, InvalidKey> {
     let place = |column: &KeyColumn| relation.columns.iter().position(|other| other.name == column.name);
-    key.iter().map(place).collect::<Option<_>>().ok_or(InvalidKey::Missing)
+    let places: Vec<usize> = key.iter().map(place).collect::<Option<_>>().ok_or(InvalidKey::Missing)?;
+    let names_rows = |place: usize| relation.columns.get(place).is_some_and(|column| column.is_key);
+    let is_whole = relation.replica_identity == ReplicaIdentity::Full
+        || (0..relation.columns.len()).all(|place| places.contains(&place) == names_rows(place));
+    if is_whole { Ok(places) } else { Err(InvalidKey::Changed) }
 }

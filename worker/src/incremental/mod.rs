@@ -19,7 +19,7 @@ mod snapshot;
 #[cfg(test)]
 mod tests;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 pub use key::{InvalidKey, Key, KeyColumn, KeyOrder, key_of};
@@ -66,6 +66,8 @@ pub struct Table {
     seen: Option<Arc<Snapshot>>,
     /// How the stream described the table since the range was opened, if it did.
     described: Option<Relation>,
+    /// How its rows are.
+    shape: Option<Relation>,
 }
 
 /// The range that is being read.
@@ -130,6 +132,16 @@ pub struct Read {
     pub last: Option<Key>,
 }
 
+/// The newer row, with the earlier one's values where it is unchanged.
+fn merged(earlier: &Row, mut newer: Row) -> Row {
+    for (newer, earlier) in newer.0.iter_mut().zip(&earlier.0) {
+        if *newer == Value::Unchanged {
+            *newer = earlier.clone();
+        }
+    }
+    newer
+}
+
 /// What a change becomes where only some keys are held.
 fn within(change: Change, old_is_held: bool, new_is_held: bool) -> Verdict {
     match (change, old_is_held, new_is_held) {
@@ -137,12 +149,29 @@ fn within(change: Change, old_is_held: bool, new_is_held: bool) -> Verdict {
         (Change::Update { relation, old: Some(old), .. }, true, false) => {
             Verdict::Apply(Change::Delete { relation, old })
         }
+        (Change::Update { relation, old: Some(OldRow::Full(old)), new }, false, true) => {
+            Verdict::Apply(Change::Insert { relation, new: merged(&old, new) })
+        }
         (Change::Update { new, .. }, false, true) if new.0.contains(&Value::Unchanged) => Verdict::CopyAgain,
         (Change::Update { relation, new, .. }, false, true) => {
             Verdict::Apply(Change::Insert { relation, new })
         }
         // Only an UPDATE that sent its old row has two keys.
         (_, false | true, false) | (_, false, true) => Verdict::Leave,
+    }
+}
+
+/// Changes the rows of a range as the source did; `false`: they are not what it changed.
+fn perform(rows: &mut BTreeMap<Key, Row>, verdict: Verdict, old_key: &Key, new_key: Key) -> bool {
+    match verdict {
+        Verdict::Leave => true,
+        Verdict::CopyAgain | Verdict::Apply(Change::Truncate { .. }) => false,
+        Verdict::Apply(Change::Insert { new, .. }) => rows.insert(new_key, new).is_none(),
+        Verdict::Apply(Change::Delete { .. }) => rows.remove(old_key).is_some(),
+        Verdict::Apply(Change::Update { new, .. }) => match rows.remove(old_key) {
+            Some(earlier) => rows.insert(new_key, merged(&earlier, new)).is_none(),
+            None => false,
+        },
     }
 }
 
@@ -157,6 +186,7 @@ impl Table {
             left_out: BTreeSet::new(),
             seen: None,
             described: None,
+            shape: None,
         }
     }
 
@@ -172,6 +202,10 @@ impl Table {
 
     /// The stream describes the table's rows from here on.
     pub fn describe(&mut self, relation: &Relation) -> Result<(), InvalidKey> {
+        if self.shape.as_ref().is_some_and(|shape| shape != relation) {
+            // Rows of two shapes cannot be told apart once they wait together.
+            self.void();
+        }
         self.described = Some(relation.clone());
         self.set_shape(relation)
     }
@@ -179,6 +213,7 @@ impl Table {
     /// Rows have the columns of `relation` from here on, though the stream did not say so.
     pub fn set_shape(&mut self, relation: &Relation) -> Result<(), InvalidKey> {
         self.places = key::places(&self.key, relation)?;
+        self.shape = Some(relation.clone());
         Ok(())
     }
 
@@ -195,6 +230,10 @@ impl Table {
 
     /// All rows were removed.
     pub fn truncated(&mut self) {
+        self.void();
+    }
+
+    fn void(&mut self) {
         match &mut self.range {
             Range::None => {}
             Range::Opening(kept) | Range::Open { kept, .. } => kept.void(),
@@ -203,6 +242,7 @@ impl Table {
 
     /// A snapshot is about to be taken.
     pub fn opening(&mut self) {
+        self.abandon();
         self.described = None;
         self.range = Range::Opening(Kept::default());
     }
@@ -210,6 +250,10 @@ impl Table {
     /// A snapshot was taken, for whatever table.
     pub fn seen(&mut self, snapshot: &Arc<Snapshot>) {
         self.left_out.retain(|xid| !snapshot.sees(*xid));
+        if let Range::Opening(kept) = &mut self.range {
+            kept.xids.retain(|xid| !snapshot.sees(*xid));
+            kept.changes.retain(|(xid, _)| !snapshot.sees(*xid));
+        }
         self.seen = Some(Arc::clone(snapshot));
     }
 
@@ -217,13 +261,19 @@ impl Table {
     /// is to be taken.
     pub fn opened(&mut self, snapshot: &Arc<Snapshot>) -> bool {
         self.seen(snapshot);
-        let Range::Opening(mut kept) = std::mem::replace(&mut self.range, Range::None) else { return false };
-        kept.xids.retain(|xid| !snapshot.sees(*xid));
+        let mut kept = match std::mem::replace(&mut self.range, Range::None) {
+            Range::Opening(kept) => kept,
+            // It was opened a second time.
+            range @ (Range::None | Range::Open { .. }) => {
+                self.range = range;
+                self.abandon();
+                return false;
+            }
+        };
         if kept.is_void || !self.left_out.is_empty() {
             self.left_out.append(&mut kept.xids);
             return false;
         }
-        kept.changes.retain(|(xid, _)| !snapshot.sees(*xid));
         self.range = Range::Open { snapshot: Arc::clone(snapshot), kept };
         true
     }
@@ -243,10 +293,10 @@ impl Table {
         }
     }
 
-    /// The stream reached the watermark: the changes that bring the range into the sink, or `None` when it has to be
-    /// read again. `is_ordered`: the rows must not be changed after they are inserted, because another unique index
-    /// could see it.
-    pub fn land(&mut self, read: Read, is_ordered: bool) -> Result<Option<Vec<Change>>, InvalidKey> {
+    /// The stream reached the watermark: the rows of the range as they are there, or `None` when it has to be read
+    /// again. No row comes twice or is changed after it is inserted, so that no other unique index sees what the
+    /// source never showed.
+    pub fn land(&mut self, read: Read) -> Result<Option<Vec<Row>>, InvalidKey> {
         let Range::Open { mut kept, .. } = std::mem::replace(&mut self.range, Range::None) else {
             return Ok(None);
         };
@@ -256,23 +306,19 @@ impl Table {
         }
         let copied = read.last.map_or(Copied::Everything, Copied::UpTo);
         let is_new = |key: &Key| copied.holds(key) && !self.copied.holds(key);
-        let relation = read.relation.id;
-        let mut changes: Vec<Change> =
-            read.rows.into_iter().map(|new| Change::Insert { relation, new }).collect();
-        let rows = changes.len();
+        let mut rows = BTreeMap::new();
+        for row in read.rows {
+            rows.insert(Key::of_row(&self.key, &self.places, &row)?, row);
+        }
         for (_, change) in kept.changes {
             let (old, new) = self.keys(&change)?;
-            match within(change, is_new(&old), is_new(&new)) {
-                Verdict::Apply(change) => changes.push(change),
-                Verdict::Leave => {}
-                Verdict::CopyAgain => return Ok(None),
+            let verdict = within(change, is_new(&old), is_new(&new));
+            if !perform(&mut rows, verdict, &old, new) {
+                return Ok(None);
             }
         }
-        if is_ordered && changes.len() > rows {
-            return Ok(None);
-        }
         self.copied = copied;
-        Ok(Some(changes))
+        Ok(Some(rows.into_values().collect()))
     }
 
     /// The key before and after.

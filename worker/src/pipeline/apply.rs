@@ -276,13 +276,6 @@ impl<'a> Applier<'a> {
         Ok(())
     }
 
-    /// Whether the order of the table's changes can be seen in the sink.
-    pub(super) async fn order_matters(&mut self, relation: RelationId) -> Result<bool, Failure> {
-        self.prepare(&[relation]).await?;
-        let traits = self.relations.get(&relation).and_then(|described| described.traits.as_ref());
-        Ok(traits.is_none_or(|traits| traits.order_matters))
-    }
-
     async fn change(&mut self, change: Change) -> Result<(), Failure> {
         let Some(transaction) = &mut self.transaction else {
             return Err(Failure::new(

@@ -147,11 +147,11 @@ fn count(tables: &[SourceTable]) -> u32 {
 
 /// Rows that the user vouched for are not copied, so what they lack cannot be made good.
 fn refuse_stale(states: &States) -> Result<(), Failure> {
-    let stale = states.iter().find(|(_, state)| **state == TableState::Stale);
-    let Some((table, _)) = stale else { return Ok(()) };
+    let is_stale = |state: &TableState| matches!(state, TableState::Stale | TableState::Incremental(_));
+    let Some((table, _)) = states.iter().find(|(_, state)| is_stale(state)) else { return Ok(()) };
     let message = format!(
-        "Changes of {table} were left out of the stream: it left the publication for a while, or one of the two tables was \
-         made anew. It is not copied again, because source.postgres.snapshot.mode is Never. Take it out of \
+        "The rows of {table} are not whole: it left the publication for a while, one of the two tables was made anew, or an \
+         adopted pipeline had not finished its copy. It is not copied again, because source.postgres.snapshot.mode is Never. Take it out of \
          source.postgres.tables, make the sink's rows equal to the source's while nobody writes it, and put it back."
     );
     Err(Failure::new(Reason::SinkDiverged, message))

@@ -58,8 +58,12 @@ pub(super) fn incremental_table(
     }
 }
 
+/// Its key was changed: the next attempt looks at the table anew.
 pub(super) fn unreadable_key(error: InvalidKey) -> Failure {
-    Failure::new(Reason::ProtocolViolation, format!("The source sent a row without its key: {error}."))
+    let message = format!(
+        "The key of a table was changed while its rows were copied ({error}); the tables are looked at again."
+    );
+    Failure::new(Reason::TablesChanged, message)
 }
 
 /// Its key was changed: the next attempt looks at the table anew.

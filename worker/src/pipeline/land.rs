@@ -8,7 +8,7 @@ use penstock_crds::report::NoticeReason;
 use super::apply::Applier;
 use super::followed::{Progress, incremental_table, unreadable_key};
 use super::ranges::Waiting;
-use crate::change::{Lsn, RelationId};
+use crate::change::{Change, Lsn, RelationId};
 use crate::failure::Failure;
 use crate::incremental::{self, Copied};
 use crate::sink::CopiedRange;
@@ -99,19 +99,16 @@ impl Applier<'_> {
         }
         table.set_shape(&read.relation).map_err(unreadable_key)?;
         self.adopt_shape(Arc::new(read.relation.clone())).await?;
-        let is_ordered = self.order_matters(relation).await?;
-        let rows = read.rows.len() as u64;
+        let count = read.rows.len() as u64;
         let Some(table) = incremental_table(&mut self.tables, relation) else { return Ok(false) };
-        let Some(changes) = table.land(read, is_ordered).map_err(unreadable_key)? else {
-            return Ok(false);
-        };
+        let Some(rows) = table.land(read).map_err(unreadable_key)? else { return Ok(false) };
         let is_whole = *table.copied() == Copied::Everything;
-        for change in changes {
-            self.push(change).await?;
+        for new in rows {
+            self.push(Change::Insert { relation, new }).await?;
         }
         if let Some(table) = self.tables.get_mut(&relation) {
             let name = table.name.clone();
-            self.copied.push(CopiedRange { table: name, rows, last: last.clone(), from: commit });
+            self.copied.push(CopiedRange { table: name, rows: count, last: last.clone(), from: commit });
             if is_whole {
                 table.progress = Progress::Ready { from: commit };
             }

@@ -25,14 +25,15 @@ pub(super) struct Waiting {
 
 /// The tables that wait, and the one that is being copied, which is the first.
 pub(super) struct Ranges {
-    reader: RangeReader,
+    /// `None` when all is copied: it has a connection.
+    reader: Option<RangeReader>,
     tables: VecDeque<RangeTable>,
     pub(super) waiting: Option<Waiting>,
 }
 
 impl Ranges {
     pub(super) fn new(reader: RangeReader, tables: Vec<RangeTable>) -> Self {
-        Self { reader, tables: tables.into(), waiting: None }
+        Self { reader: Some(reader).filter(|_| !tables.is_empty()), tables: tables.into(), waiting: None }
     }
 
     /// The table that is being copied.
@@ -43,15 +44,17 @@ impl Ranges {
     /// Opens the next range of the present table.
     pub(super) fn open(&mut self, is_again: bool) {
         self.waiting = None;
-        if let Some(RangeTable { table, key, last }) = self.tables.front() {
+        if let (Some(RangeTable { table, key, last }), Some(reader)) = (self.tables.front(), &self.reader) {
             let (table, key) = (Arc::clone(table), Arc::clone(key));
-            self.reader.open(RangeRequest { table, key, after: last.clone(), is_again });
+            reader.open(RangeRequest { table, key, after: last.clone(), is_again });
         }
     }
 
     /// Reads the range that is open.
     pub(super) fn read(&self) {
-        self.reader.read();
+        if let Some(reader) = &self.reader {
+            reader.read();
+        }
     }
 
     /// The range is in the sink; `None`: it was the table's last.
@@ -61,17 +64,20 @@ impl Ranges {
             (None, _) => drop(self.tables.pop_front()),
             (Some(_), None) => {}
         }
+        if self.tables.is_empty() {
+            self.reader = None;
+        }
     }
 
     /// The next answer; never, while there is nothing to copy.
     pub(super) async fn next(&mut self) -> Result<RangeAnswer, SourceError> {
-        if self.tables.is_empty() {
-            return std::future::pending().await;
+        match &mut self.reader {
+            Some(reader) => reader.next().await,
+            None => std::future::pending().await,
         }
-        self.reader.next().await
     }
 
     pub(super) fn try_next(&mut self) -> Option<Result<RangeAnswer, SourceError>> {
-        self.reader.try_next()
+        self.reader.as_mut()?.try_next()
     }
 }

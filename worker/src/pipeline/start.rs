@@ -177,10 +177,14 @@ async fn write_assignment(
     });
     fenced.sink.copy_again(&lost.cloned().collect::<Vec<_>>()).await?;
     source::ensure_publication(session, &fenced.publication, tables, is_managed).await?;
-    let carried = source::carried_tables(session, &fenced.publication, tables).await?;
+    let now = source::carried_tables(session, &fenced.publication, tables).await?;
+    // Taken out and put back by somebody else in the meantime.
+    let is_other = |(name, entry): &(&TableName, &u32)| now.get(*name) != Some(*entry);
+    let lost: Vec<TableName> = carried.iter().filter(is_other).map(|(name, _)| name.clone()).collect();
+    fenced.sink.copy_again(&lost).await?;
     fenced.sink.assign(&wanted).await?;
-    fenced.sink.note_carried(&carried).await?;
-    Ok((fenced.sink.assignment().await?, carried))
+    fenced.sink.note_carried(&now).await?;
+    Ok((fenced.sink.assignment().await?, now))
 }
 
 /// Until shard 0 has written whose every table is, and the publication carries those of this shard.

@@ -29,14 +29,14 @@ impl Sink {
     }
 
     /// Writes the assignment; shard 0 alone does. A table keeps the shard it has. Tables that are not named any
-    /// more lose shard and state, and their sink tables are free for another pipeline. A shard that gets a table
+    /// more lose shard and state, and their sink tables are free for another pipeline. A shard that gets or loses a table
     /// loses the fence, and finds it when it begins anew.
     pub async fn assign(&mut self, wanted: &BTreeMap<TableName, u16>) -> Result<(), Failure> {
         let doing = "assigning tables to shards";
         let Self { session, run, owner, .. } = self;
         let transaction = fenced_transaction(session, run, doing).await?;
         let write = async {
-            let mut grown = Vec::new();
+            let mut changed = Vec::new();
             for (table, shard) in wanted {
                 let sql = "INSERT INTO penstock.assignment (uid, source_schema, source_table, shard) \
                            VALUES ($1, $2, $3, $4) ON CONFLICT (uid, source_schema, source_table) DO NOTHING";
@@ -44,10 +44,17 @@ impl Sink {
                 let added =
                     transaction.execute(sql, &[&owner.uid, &table.schema, &table.name, &shard]).await?;
                 if added > 0 && shard != run.shard {
-                    grown.push(shard);
+                    changed.push(shard);
                 }
             }
-            take_fence_from(&transaction, &owner.uid, &grown).await?;
+            let of_others = "SELECT source_schema, source_table, shard FROM penstock.assignment WHERE uid = $1 AND shard <> $2";
+            for row in transaction.query(of_others, &[&owner.uid, &run.shard]).await? {
+                let name = TableName::new(row.try_get::<_, String>(0)?, row.try_get::<_, String>(1)?);
+                if !wanted.contains_key(&name) {
+                    changed.push(row.try_get(2)?);
+                }
+            }
+            take_fence_from(&transaction, &owner.uid, &changed).await?;
             for table in known_tables(&transaction, &owner.uid).await? {
                 if !wanted.contains_key(&table) {
                     forget(&transaction, &owner.uid, &table).await?;

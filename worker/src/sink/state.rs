@@ -21,7 +21,8 @@ pub enum TableState {
     /// [`Writer::note_range`](super::Writer::note_range), or `Stale`.
     Incremental(Progress),
     /// It was ready, or nearly, and then the stream left changes of it out: its rows are copied again. Set by
-    /// `copy_again`, and by `ensure_tables` when one of the two tables was made anew. Next: `Copying`.
+    /// `copy_again`, and by `ensure_tables` when one of the two tables was made anew or a first load was cut short. Next:
+    /// `Copying`, or `Incremental`.
     Stale,
     /// Its rows are copied as they were at this position: changes committed before it are in the copy, changes
     /// from it on are applied. Set by `mark_ready`. Next: none, or `Stale`.
@@ -181,13 +182,14 @@ pub(super) async fn fenced_ddl_transaction<'a>(
 }
 
 /// What is kept about one table: where it is written, and how far it is. `Stale` if either table is not the one that
-/// it is kept about.
+/// it is kept about, or a first load of it was cut short.
 pub(super) async fn read_state(
     client: &impl GenericClient,
     uid: &String,
     table: &SourceTable,
 ) -> Result<Option<(TableName, TableState)>, Error> {
-    let sql = "SELECT state.sink_schema, state.sink_table, state.ready_lsn, state.copied_by, state.copied_to, state.state = 'stale' OR state.source_oid <> $4 \
+    let sql = "SELECT state.sink_schema, state.sink_table, state.ready_lsn, state.copied_by, state.copied_to, state.state = 'stale' \
+                   OR (state.state = 'copying' AND state.chunks_copied > 0) OR state.source_oid <> $4 \
                    OR NOT EXISTS (SELECT FROM pg_catalog.pg_class AS class \
                        JOIN pg_catalog.pg_namespace AS schema ON schema.oid = class.relnamespace \
                        WHERE schema.nspname = state.sink_schema AND class.relname = state.sink_table \

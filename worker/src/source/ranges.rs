@@ -11,7 +11,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures::StreamExt as _;
 use tokio::sync::mpsc;
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, timeout};
 use tokio_postgres::binary_copy::BinaryCopyOutStream;
 use tokio_postgres::types::Type;
 use tokio_util::task::AbortOnDropHandle;
@@ -37,6 +37,8 @@ const RANGE_ROWS_MAX: usize = 20_000;
 const RANGE_GROWTH: usize = 8;
 const OLD_TRANSACTIONS_POLL: Duration = Duration::from_millis(250);
 const OLD_TRANSACTIONS_LOG: Duration = Duration::from_secs(10);
+/// How long a range stays open that nobody reads.
+const OPEN_FOR: Duration = Duration::from_secs(5);
 /// Before a snapshot that could not be used is followed by another.
 const AGAIN_AFTER: Duration = Duration::from_millis(50);
 
@@ -138,7 +140,7 @@ impl Worker {
         let Some(mut command) = self.commands.recv().await else { return Ok(()) };
         let mut session = self.connect().await?;
         self.wait_for_old_transactions(&session).await?;
-        let mut open: Option<RangeRequest> = None;
+        let (mut open, mut lapsed) = (None, None::<RangeRequest>);
         loop {
             match command {
                 Command::Open(request) => {
@@ -155,16 +157,37 @@ impl Worker {
                 Command::Read => {
                     if let Some(request) = open.take() {
                         session = self.finish(session, &request).await?;
+                    } else if let Some(request) = lapsed.take() {
+                        // Opened a second time: the applier sees that it is not the one it knows, and asks again.
+                        self.answer(RangeAnswer::Opened(begin(&session, &request.table).await?));
+                        open = Some(request);
                     }
                 }
             }
-            command = match self.commands.recv().await {
+            command = match self.next_command(&session, &mut open, &mut lapsed).await? {
                 Some(command) => command,
                 None => break,
             };
         }
         session.close().await;
         Ok(())
+    }
+
+    /// A range that is open holds a lock, for which others may queue: it is let go if nobody reads it.
+    async fn next_command(
+        &mut self,
+        session: &Session,
+        open: &mut Option<RangeRequest>,
+        lapsed: &mut Option<RangeRequest>,
+    ) -> Result<Option<Command>, SourceError> {
+        if open.is_some() {
+            if let Ok(command) = timeout(OPEN_FOR, self.commands.recv()).await {
+                return Ok(command);
+            }
+            end(session).await?;
+            *lapsed = open.take();
+        }
+        Ok(self.commands.recv().await)
     }
 
     /// Reads the range, hands it over, and marks the place in the log.
@@ -218,7 +241,10 @@ impl Worker {
         let sql = "SELECT pg_catalog.pg_snapshot_xmax(pg_catalog.pg_current_snapshot())::text";
         let horizon: String = session.query_one(sql, &[]).await.map_err(|error| failed(&error))?.get(0);
         let is_over = format!(
-            "SELECT pg_catalog.pg_snapshot_xmin(s) >= {}::xid8, s::text FROM pg_catalog.pg_current_snapshot() AS s",
+            "SELECT pg_catalog.pg_snapshot_xmin(s) >= {}::xid8, s::text, ( \
+               SELECT pg_catalog.format('process %s, application %s, since %s', a.pid, a.application_name, a.xact_start) \
+               FROM pg_catalog.pg_stat_activity AS a WHERE a.backend_xid IS NOT NULL \
+               ORDER BY pg_catalog.age(a.backend_xid) DESC LIMIT 1) FROM pg_catalog.pg_current_snapshot() AS s",
             quote_literal(&horizon)
         );
         let mut next_log = Instant::now() + OLD_TRANSACTIONS_LOG;
@@ -264,7 +290,7 @@ impl Worker {
         }
         let is_cut = bytes >= RANGE_BYTES && rows.len() < self.rows;
         let is_last = !is_cut && rows.len() < self.rows;
-        let last = if is_last { None } else { last_key(&request.key, &relation, &rows) };
+        let last = if is_last { None } else { Some(last_key(request, &relation, &rows)?) };
         if !is_last {
             let fitting = rows.len().saturating_mul(RANGE_BYTES) / bytes.max(1);
             self.rows = fitting.clamp(1, RANGE_ROWS_MAX).min(self.rows.saturating_mul(RANGE_GROWTH));
@@ -352,7 +378,9 @@ async fn read_relation(session: &Session, table: &SourceTable) -> Result<Relatio
     let rows = session
         .query(
             "SELECT a.attname::text, a.atttypid, a.atttypmod, c.relreplident::text, \
-               EXISTS (SELECT FROM pg_catalog.pg_index AS i WHERE i.indrelid = c.oid AND a.attnum = ANY (i.indkey) \
+               EXISTS (SELECT FROM pg_catalog.pg_index AS i \
+                       CROSS JOIN LATERAL pg_catalog.unnest(i.indkey::pg_catalog.int2[]) WITH ORDINALITY AS k (attnum, place) \
+                       WHERE i.indrelid = c.oid AND k.attnum = a.attnum AND k.place <= i.indnkeyatts \
                        AND CASE c.relreplident WHEN 'd' THEN i.indisprimary WHEN 'i' THEN i.indisreplident ELSE false END) \
              FROM pg_catalog.pg_class AS c JOIN pg_catalog.pg_attribute AS a ON a.attrelid = c.oid \
              WHERE c.oid = $1 AND a.attnum > 0 AND NOT a.attisdropped AND a.attgenerated = '' ORDER BY a.attnum",
@@ -379,16 +407,19 @@ async fn read_relation(session: &Session, table: &SourceTable) -> Result<Relatio
     Ok(Relation { id: table.id, schema, name, replica_identity, columns })
 }
 
-fn last_key(key: &[KeyColumn], relation: &Relation, rows: &[Row]) -> Option<Vec<Bytes>> {
-    let row = rows.last()?;
+fn last_key(request: &RangeRequest, relation: &Relation, rows: &[Row]) -> Result<Vec<Bytes>, SourceError> {
     let value = |column: &KeyColumn| {
         let place = relation.columns.iter().position(|other| other.name == column.name)?;
-        match row.0.get(place)? {
+        match rows.last()?.0.get(place)? {
             Value::Binary(bytes) => Some(bytes.clone()),
             Value::Null | Value::Unchanged | Value::Text(_) => None,
         }
     };
-    key.iter().map(value).collect()
+    let values = request.key.iter().map(value).collect::<Option<_>>();
+    values.ok_or_else(|| SourceError::Rewritten {
+        table: request.table.name.clone(),
+        what: "given another key",
+    })
 }
 
 /// Values of a key as the server writes them.
