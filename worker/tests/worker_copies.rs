@@ -105,6 +105,75 @@ async fn a_first_load_that_was_killed_goes_on_beside_the_stream() -> Result<()> 
     rig.assert_equal(&["big"]).await
 }
 
+/// A first load of one table of about 12 chunks by two readers that dies with 9 chunks in the sink.
+async fn cut_short() -> Result<(Rig, u64)> {
+    let mut rig = Rig::new(Version::V17, &["public.attic", "public.big"]).await?;
+    rig.manifest["spec"]["source"]["postgres"]["snapshot"] = json!({"parallelism": 2});
+    rig.on_source(
+        "CREATE TABLE attic (id int PRIMARY KEY);
+         INSERT INTO attic SELECT generate_series(1, 1000);
+         CREATE TABLE big (id bigint PRIMARY KEY, body text);
+         ALTER TABLE big ALTER body SET STORAGE plain;
+         INSERT INTO big SELECT g * 2, repeat(md5(g::text), 60) FROM generate_series(1, 100000) g",
+    )
+    .await?;
+    // One of them is that of the small table.
+    let mut worker = rig.start_with_failpoints("AfterChunkCommit=9*off->1*return(abort)")?;
+    ensure!(worker.ended().await?.is_some(), "it should have died");
+    let rows: u64 = rig.sink_value("SELECT count(*) FROM big").await?.parse()?;
+    ensure!((60_000..100_000).contains(&rows), "{rows} rows were there when it died");
+    Ok((rig, rows))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_first_load_that_is_killed_late_redoes_at_most_one_chunk_per_reader() -> Result<()> {
+    let (rig, before) = cut_short().await?;
+    let state = rig
+        .sink_value("SELECT string_agg(state, ' ' ORDER BY source_table) FROM penstock.table_state")
+        .await?;
+    ensure!(state == "ready copying", "the table that was finished is not ready: {state}");
+    let mark = rig.sink_value("SELECT pg_current_xact_id()").await?;
+    rig.on_source(
+        "UPDATE big SET body = 'changed' WHERE id % 700 = 0; DELETE FROM big WHERE id % 1100 = 0;
+         UPDATE big SET id = 200001 - id WHERE id % 1300 = 0; INSERT INTO big SELECT g * 2 + 1, 'new' FROM generate_series(1, 100000, 77) g
+         ON CONFLICT DO NOTHING; INSERT INTO attic VALUES (0)",
+    )
+    .await?;
+    let _worker = rig.start(0)?;
+    rig.wait_for(STATE, "ready").await?;
+    rig.wait_until_caught_up().await?;
+    rig.assert_equal(&["attic", "big"]).await?;
+    let kept = format!("SELECT count(*) FROM big WHERE xmin::text::bigint < {mark}");
+    let kept: u64 = rig.sink_value(&kept).await?.parse()?;
+    let chunk = 100_000 / 12;
+    ensure!(kept + 3 * chunk > before, "of {before} rows only {kept} were kept");
+    ensure!(
+        rig.sink_value(&format!("SELECT count(*) >= 1000 FROM attic WHERE xmin::text::bigint < {mark}"))
+            .await?
+            == "t",
+        "a table that was finished was copied again"
+    );
+    ensure!(rig.sink_value("SELECT count(*) FROM penstock.copied_chunk").await? == "0");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_kept_of_a_first_load_is_followed_from_where_it_was_read() -> Result<()> {
+    let (rig, _) = cut_short().await?;
+    // It dies again and again before and after what is beyond the last key is removed.
+    for point in ["BeforeTableEmptied", "AfterTableEmptied", "BeforeRangeRead", "AfterRangeNoted"] {
+        rig.on_source("UPDATE big SET body = body || 'x' WHERE id % 990 = 0; DELETE FROM big WHERE id IN (SELECT min(id) FROM big)")
+            .await?;
+        let mut worker = rig.start_with_failpoints(&format!("{point}=1*return(abort)"))?;
+        ensure!(worker.ended().await?.is_some(), "it should have died at {point}");
+    }
+    rig.on_source("TRUNCATE attic; UPDATE big SET id = -id WHERE id % 500 = 0").await?;
+    let _worker = rig.start(0)?;
+    rig.wait_for(STATE, "ready").await?;
+    rig.wait_until_caught_up().await?;
+    rig.assert_equal(&["attic", "big"]).await
+}
+
 /// The server takes a moment until it makes commits wait.
 async fn insert_that_waits(rig: &Rig) -> Result<tokio::task::JoinHandle<Result<()>>> {
     let waits = "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'SyncRep' AND query LIKE 'INSERT%'";

@@ -1,12 +1,13 @@
 //! Steps 6 and 8: the sink's tables, and the rows that are not in them yet.
 //!
 //! Rows are read at one snapshot, in chunks, by several readers; each chunk is loaded in a sink transaction of its
-//! own under the fence. A table is ready when the source proves at the end that the snapshot was whole. One that is
-//! not when the worker dies is copied in ranges of its key while the stream runs, as is every table that comes later; one
-//! without a key whose order is known is copied again from its beginning, before the stream goes on.
+//! own under the fence. A table is ready when all its chunks are loaded and the source proves that the snapshot was whole. One
+//! that is not when the worker dies is copied in ranges of its key while the stream runs, as is every table that comes
+//! later: after the last key that was copied, if it was copied in order of its key. One without a key whose order is known is
+//! copied again from its beginning, before the stream goes on.
 
 use std::collections::{BTreeMap, HashMap};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use futures::TryStreamExt as _;
 use futures::future::try_join_all;
@@ -14,16 +15,17 @@ use penstock_crds::report::{NoticeReason, Reason, WorkerPhase};
 use penstock_crds::source::SnapshotMode;
 
 use super::Context;
+use super::chunks::Queue;
 use super::followed::{FollowedTable, FollowedTables, Progress};
 use super::ranges::RangeTable;
 use super::start::{Fenced, Resumed};
-use crate::change::RelationId;
 use crate::change::table::{SourceTable, TableName};
 use crate::change::travel::{Format, Versions, table_format};
+use crate::change::{Lsn, RelationId};
 use crate::failure::Failure;
 use crate::incremental::{self, Copied};
 use crate::postgres::{End, Session, classify};
-use crate::sink::{FirstCopy, Sink, TableState};
+use crate::sink::{ChunkEnd, FirstCopy, Loader, Sink, TableState};
 use crate::source::{self, Chunk, Durability, ExportedSnapshot, SlotName, TableCopy};
 
 /// How far each table of the shard is.
@@ -75,12 +77,20 @@ pub(super) async fn copy_missing(
             Some(exported) => exported,
             None => later_snapshot(context, fenced, &missing).await?,
         };
-        if mode == SnapshotMode::Initial {
-            context.status.enter(WorkerPhase::Snapshotting);
-            copy(context, &missing, &exported, fenced).await?;
+        match mode {
+            SnapshotMode::Initial => {
+                context.status.enter(WorkerPhase::Snapshotting);
+                // What is kept of a copy goes on where the shard's own slot begins.
+                let keeps_copied = is_new && fenced.stream_format == Format::Binary;
+                copy(context, &missing, &exported, fenced, keeps_copied).await?;
+            }
+            SnapshotMode::Never => {
+                for table in &missing {
+                    fenced.sink.mark_ready(&table.name, exported.consistent_point).await?;
+                }
+            }
         }
         for table in &missing {
-            fenced.sink.mark_ready(&table.name, exported.consistent_point).await?;
             states.insert(table.name.clone(), TableState::Ready(exported.consistent_point));
         }
         context.status.snapshot(|progress| progress.tables_copied = count(tables) - count(&in_ranges));
@@ -111,6 +121,11 @@ async fn begin_ranges(
         let names: Vec<String> = key.iter().map(|column| column.name.clone()).collect();
         let last = match states.get(&table.name) {
             Some(TableState::Incremental(progress)) if progress.key == names => progress.last.clone(),
+            Some(TableState::CutShort(progress)) if progress.key == names => {
+                let types: Vec<&str> = key.iter().map(|column| column.type_sql.as_str()).collect();
+                fenced.sink.keep_copied(&table.name, progress, &types).await?;
+                progress.last.clone()
+            }
             _ => {
                 fenced.sink.begin_incremental(&table.name, &names).await?;
                 begun.push(table.name.clone());
@@ -165,7 +180,10 @@ fn ready_tables(tables: &[SourceTable], states: &States) -> FollowedTables {
                 let progress = Progress::Ready { from: *lsn };
                 Some((table.id, FollowedTable { name: table.name.clone(), progress }))
             }
-            TableState::Copying | TableState::Incremental(_) | TableState::Stale => None,
+            TableState::Copying
+            | TableState::CutShort(_)
+            | TableState::Incremental(_)
+            | TableState::Stale => None,
         })
         .collect()
 }
@@ -192,56 +210,61 @@ async fn later_snapshot(
     Ok(source::create_slot(&context.settings.pipeline.source, &slot, Durability::Temporary).await?)
 }
 
-/// Chunks that wait to be read.
-struct Queue<'a> {
-    chunks: Mutex<Vec<Chunk>>,
+/// What the readers of a copy share.
+struct Copy<'a> {
+    source: TableCopy,
+    sink: &'a Sink,
+    queue: Queue,
     tables: HashMap<RelationId, &'a SourceTable>,
     versions: Versions,
+    /// Where the snapshot is in the source's log.
+    at: Lsn,
 }
 
-impl Queue<'_> {
-    fn next(&self) -> Option<Chunk> {
-        self.chunks.lock().unwrap_or_else(PoisonError::into_inner).pop()
-    }
-}
-
+/// Copies the tables. With `keeps_copied`, a table whose rows lie in the order of its key is copied in that order, so
+/// that what is there when the worker dies is worth something.
 async fn copy(
     context: Context<'_>,
     tables: &[SourceTable],
     exported: &ExportedSnapshot,
     fenced: &mut Fenced,
+    keeps_copied: bool,
 ) -> Result<(), Failure> {
-    let Fenced { sink, versions, .. } = fenced;
+    let source = exported.open_copy(&context.settings.pipeline.source, tables).await?;
+    let mut chunks = Vec::new();
     for table in tables {
-        sink.restart_copy(&table.name).await?;
+        let key = incremental::key_of(table).filter(|_| keeps_copied);
+        let parts = source.chunks(table, key.as_deref()).await?;
+        let key = parts.first().and_then(Chunk::key_columns);
+        fenced.sink.restart_copy(&table.name, key.as_deref()).await?;
+        chunks.extend(parts);
     }
-    let copy = exported.open_copy(&context.settings.pipeline.source, tables).await?;
-    let mut chunks: Vec<Chunk> = tables.iter().flat_map(|table| copy.chunks(table)).collect();
-    chunks.reverse();
     let parallelism =
         usize::from(context.settings.pipeline.manifest.spec.source.postgres.snapshot.parallelism);
     let readers = parallelism.min(chunks.len()).max(1);
     tracing::info!(tables = tables.len(), chunks = chunks.len(), readers, "copying rows");
-    let queue = Queue {
-        chunks: Mutex::new(chunks),
+    let copy = Copy {
+        source,
+        sink: &fenced.sink,
+        queue: Queue::new(chunks, u32::try_from(readers).unwrap_or(u32::MAX)),
         tables: tables.iter().map(|table| (table.id, table)).collect(),
-        versions: *versions,
+        versions: fenced.versions,
+        at: exported.consistent_point,
     };
-    try_join_all((0..readers).map(|_| copy_chunks(context, &copy, sink, &queue))).await?;
-    copy.finish().await?;
+    // A partitioned table without partitions has no rows to wait for.
+    for table in tables.iter().filter(|table| copy.queue.is_without(table.id)) {
+        ready(context, &copy, &mut fenced.sink.loader().await?, table).await?;
+    }
+    try_join_all((0..readers).map(|_| copy_chunks(context, &copy))).await?;
+    copy.source.close().await?;
     Ok(())
 }
 
-async fn copy_chunks(
-    context: Context<'_>,
-    copy: &TableCopy,
-    sink: &Sink,
-    queue: &Queue<'_>,
-) -> Result<(), Failure> {
-    let reader = copy.reader().await?;
-    let mut loader = sink.loader().await?;
-    while let Some(chunk) = queue.next() {
-        let Some(table) = queue.tables.get(&chunk.table) else { continue };
+async fn copy_chunks(context: Context<'_>, copy: &Copy<'_>) -> Result<(), Failure> {
+    let reader = copy.source.reader().await?;
+    let mut loader = copy.sink.loader().await?;
+    while let Some(chunk) = copy.queue.next().await {
+        let Some(table) = copy.tables.get(&chunk.table) else { continue };
         let columns: Vec<String> = table
             .columns
             .iter()
@@ -249,15 +272,32 @@ async fn copy_chunks(
             .map(|column| column.name.clone())
             .collect();
         let doing = format!("reading rows of {}", table.name);
-        let format = table_format(table, queue.versions);
+        let format = table_format(table, copy.versions);
         let rows = reader
             .read(&chunk, &columns, format)
             .await?
             .map_err(|error| classify(End::Source, &error, &doing));
-        let count = loader.load_chunk(&table.name, &columns, format, rows).await?;
+        let end = chunk.end().map(|(number, key)| ChunkEnd { number, key });
+        let count = loader.load_chunk(&table.name, &columns, format, end, rows).await?;
         context.status.snapshot(|progress| progress.rows_copied += count);
         context.metrics.snapshot_rows.inc_by(count);
+        if copy.queue.copied(&chunk) {
+            ready(context, copy, &mut loader, table).await?;
+        }
     }
     reader.close().await;
+    Ok(())
+}
+
+/// All rows of the table are there.
+async fn ready(
+    context: Context<'_>,
+    copy: &Copy<'_>,
+    loader: &mut Loader,
+    table: &SourceTable,
+) -> Result<(), Failure> {
+    copy.source.prove(table).await?;
+    loader.mark_ready(&table.name, copy.at).await?;
+    context.status.snapshot(|progress| progress.tables_copied += 1);
     Ok(())
 }

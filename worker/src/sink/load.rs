@@ -9,7 +9,8 @@ use super::ddl::column_list;
 use super::error::{failed, rows_refused};
 use super::owner::TableMap;
 use super::run::Run;
-use super::state::fenced_transaction;
+use super::state::{fenced_transaction, mark_ready};
+use crate::change::Lsn;
 use crate::change::table::TableName;
 use crate::change::travel::Format;
 use crate::failpoint::{Point, reach};
@@ -28,8 +29,8 @@ impl Loader {
         Self { session, run, tables }
     }
 
-    /// Copies one chunk into the sink table of `table` and notes it; all of it or nothing. `chunks` is the data of
-    /// the source's COPY, with these columns in this order. Returns the rows.
+    /// Copies one chunk into the sink table of `table` and notes it, and where it ends; all of it or nothing. `chunks` is
+    /// the data of the source's COPY, with these columns in this order. Returns the rows.
     ///
     /// # Errors
     /// Whatever `chunks` yields; `Fenced`, also if the table is not being copied any more; errors of the sink.
@@ -38,6 +39,7 @@ impl Loader {
         table: &TableName,
         columns: &[String],
         format: Format,
+        end: Option<ChunkEnd<'_>>,
         chunks: impl Stream<Item = Result<Bytes, Failure>>,
     ) -> Result<u64, Failure> {
         let sink = self.tables.sink_name(table);
@@ -62,11 +64,36 @@ impl Loader {
         if noted != 1 {
             return Err(self.run.lost());
         }
+        if let Some(ChunkEnd { number, key }) = end {
+            let note = "INSERT INTO penstock.copied_chunk (uid, source_schema, source_table, number, up_to) \
+                        VALUES ($1, $2, $3, $4, $5)";
+            transaction
+                .execute(note, &[&self.run.uid, &table.schema, &table.name, &i64::from(number), &key])
+                .await
+                .map_err(|error| failed(&error, &doing))?;
+        }
         reach(Point::BeforeChunkCommit)?;
         transaction.commit().await.map_err(|error| failed(&error, &doing))?;
         reach(Point::AfterChunkCommit)?;
         Ok(rows)
     }
+
+    /// The table's rows are all copied, as they were at `lsn`.
+    ///
+    /// # Errors
+    /// `Fenced`; errors of the sink.
+    pub async fn mark_ready(&mut self, table: &TableName, lsn: Lsn) -> Result<(), Failure> {
+        mark_ready(&mut self.session, &self.run, table, lsn).await
+    }
+}
+
+/// Where a chunk ends that is a range of a key.
+#[derive(Clone, Copy, Debug)]
+pub struct ChunkEnd<'a> {
+    /// Its place among the chunks of the table.
+    pub number: u32,
+    /// The last key of it, as SQL literals.
+    pub key: &'a [String],
 }
 
 fn copy_sql(sink: &TableName, columns: &[String], format: Format) -> String {

@@ -35,7 +35,7 @@ mod value;
 mod writer;
 
 pub use clean_up::{clean_up, names_uid};
-pub use load::Loader;
+pub use load::{ChunkEnd, Loader};
 pub use owner::{Owner, TableMap};
 pub use range::CopiedRange;
 pub use resnapshot::resnapshot;

@@ -5,20 +5,27 @@ use tokio_postgres::{Error, GenericClient, Transaction};
 
 use super::assignment::take_fence_from;
 use super::catalogue::read_table;
+use super::ddl::column_list;
 use super::error::{failed, rows_refused};
+use super::run::Run;
 use super::{Sink, schema};
-use crate::change::table::{SourceTable, TableName};
+use crate::change::table::{SourceTable, TableName, quote_literal};
 use crate::change::{Checkpoint, Lsn};
 use crate::failpoint::{Point, reach};
 use crate::failure::Failure;
+use crate::postgres::Session;
 
 /// How far a table is.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum TableState {
-    /// Its rows are being copied. Set by `ensure_tables` for a new table, and by `restart_copy`. Next: `Ready`.
+    /// Its rows are being copied. Set by `ensure_tables` for a new table, and by `restart_copy`. Next: `Ready`, `CutShort`
+    /// or `Stale`.
     Copying,
+    /// A first load was cut short that went by ranges of a key: rows up to a key are there, as they were where the stream
+    /// begins, and some of later keys. Found by `ensure_tables`. Next: `Incremental`, by `keep_copied`.
+    CutShort(Progress),
     /// Its rows are being copied in ranges of its key while it is followed. Set by `begin_incremental`. Next: `Ready`, by
-    /// [`Writer::note_range`](super::Writer::note_range), or `Stale`.
+    /// [`Writer::note_range`](super::Writer::note_range), or `Stale`. Set by `keep_copied`, too.
     Incremental(Progress),
     /// It was ready, or nearly, and then the stream left changes of it out: its rows are copied again. Set by
     /// `copy_again`, and by `ensure_tables` when one of the two tables was made anew or a first load was cut short. Next:
@@ -39,9 +46,9 @@ pub struct Progress {
 }
 
 impl Sink {
-    /// Empties the sink table and begins its copy anew.
-    pub async fn restart_copy(&mut self, table: &TableName) -> Result<(), Failure> {
-        self.empty(table, "copying", None).await
+    /// Empties the sink table and begins its copy anew; in ranges of `key`, if there is one.
+    pub async fn restart_copy(&mut self, table: &TableName, key: Option<&[String]>) -> Result<(), Failure> {
+        self.empty(table, "copying", key).await
     }
 
     /// Empties the sink table and begins its copy in ranges of a key.
@@ -74,6 +81,50 @@ impl Sink {
         if updated != 1 {
             return Err(self.run.lost());
         }
+        forget_chunks(&transaction, &self.owner.uid, table).await.map_err(|error| failed(&error, &doing))?;
+        reach(Point::BeforeTableEmptied)?;
+        transaction.commit().await.map_err(|error| failed(&error, &doing))?;
+        reach(Point::AfterTableEmptied)
+    }
+
+    /// Keeps the rows of a [`CutShort`](TableState::CutShort) table up to the last key of `key`, as `types` has them in SQL;
+    /// the rest is copied in ranges of the key.
+    pub async fn keep_copied(
+        &mut self,
+        table: &TableName,
+        progress: &Progress,
+        types: &[&str],
+    ) -> Result<(), Failure> {
+        let sink = self.tables.sink_name(table);
+        let doing = format!("removing rows of {sink} that are copied again");
+        let Progress { key, last: Some(last) } = progress else { return Ok(()) };
+        let transaction = fenced_transaction(&mut self.session, &self.run, &doing).await?;
+        let Some(found) = read_table(&transaction, &sink).await.map_err(|error| failed(&error, &doing))?
+        else {
+            return Err(self.run.lost());
+        };
+        let values: Vec<String> = last
+            .iter()
+            .zip(types)
+            .map(|(value, type_sql)| format!("{}::{type_sql}", quote_literal(value)))
+            .collect();
+        let sql =
+            format!("DELETE FROM {} WHERE ({}) > ({})", found.only(), column_list(key), values.join(", "));
+        let removed = transaction
+            .execute(&sql, &[])
+            .await
+            .map_err(|error| rows_refused(&error, &sink, "removing rows of"))?;
+        let sql = "UPDATE penstock.table_state SET state = 'incremental', copied_to = $4, rows_copied = rows_copied - $5, \
+                       updated_at = pg_catalog.now() \
+                   WHERE uid = $1 AND source_schema = $2 AND source_table = $3 AND state = 'copying'";
+        let updated = transaction
+            .execute(sql, &[&self.owner.uid, &table.schema, &table.name, last, &removed.cast_signed()])
+            .await
+            .map_err(|error| failed(&error, &doing))?;
+        if updated != 1 {
+            return Err(self.run.lost());
+        }
+        forget_chunks(&transaction, &self.owner.uid, table).await.map_err(|error| failed(&error, &doing))?;
         reach(Point::BeforeTableEmptied)?;
         transaction.commit().await.map_err(|error| failed(&error, &doing))?;
         reach(Point::AfterTableEmptied)
@@ -81,20 +132,7 @@ impl Sink {
 
     /// The table's rows are all copied, as they were at `lsn`.
     pub async fn mark_ready(&mut self, table: &TableName, lsn: Lsn) -> Result<(), Failure> {
-        let doing = format!("noting that {table} is copied");
-        let transaction = fenced_transaction(&mut self.session, &self.run, &doing).await?;
-        let sql = "UPDATE penstock.table_state SET state = 'ready', ready_lsn = $4, copied_by = NULL, copied_to = NULL, updated_at = pg_catalog.now() \
-                   WHERE uid = $1 AND source_schema = $2 AND source_table = $3";
-        let updated = transaction
-            .execute(sql, &[&self.owner.uid, &table.schema, &table.name, &PgLsn::from(lsn.0)])
-            .await
-            .map_err(|error| failed(&error, &doing))?;
-        if updated != 1 {
-            return Err(self.run.lost());
-        }
-        reach(Point::BeforeTableReady)?;
-        transaction.commit().await.map_err(|error| failed(&error, &doing))?;
-        reach(Point::AfterTableReady)
+        mark_ready(&mut self.session, &self.run, table, lsn).await
     }
 
     /// The stream left changes of these tables out: what was copied of them is worth nothing. Shards that write them
@@ -153,10 +191,40 @@ impl Sink {
     }
 }
 
+/// The table's rows are all copied, as they were at `lsn`.
+pub(super) async fn mark_ready(
+    session: &mut Session,
+    run: &Run,
+    table: &TableName,
+    lsn: Lsn,
+) -> Result<(), Failure> {
+    let doing = format!("noting that {table} is copied");
+    let transaction = fenced_transaction(session, run, &doing).await?;
+    let sql = "UPDATE penstock.table_state SET state = 'ready', ready_lsn = $4, copied_by = NULL, copied_to = NULL, \
+                   updated_at = pg_catalog.now() \
+               WHERE uid = $1 AND source_schema = $2 AND source_table = $3";
+    let updated = transaction
+        .execute(sql, &[&run.uid, &table.schema, &table.name, &PgLsn::from(lsn.0)])
+        .await
+        .map_err(|error| failed(&error, &doing))?;
+    if updated != 1 {
+        return Err(run.lost());
+    }
+    forget_chunks(&transaction, &run.uid, table).await.map_err(|error| failed(&error, &doing))?;
+    reach(Point::BeforeTableReady)?;
+    transaction.commit().await.map_err(|error| failed(&error, &doing))?;
+    reach(Point::AfterTableReady)
+}
+
+async fn forget_chunks(client: &Transaction<'_>, uid: &String, table: &TableName) -> Result<(), Error> {
+    let sql = "DELETE FROM penstock.copied_chunk WHERE uid = $1 AND source_schema = $2 AND source_table = $3";
+    client.execute(sql, &[uid, &table.schema, &table.name]).await.map(drop)
+}
+
 /// A transaction that holds the fence.
 pub(super) async fn fenced_transaction<'a>(
-    session: &'a mut crate::postgres::Session,
-    run: &super::run::Run,
+    session: &'a mut Session,
+    run: &Run,
     doing: &str,
 ) -> Result<Transaction<'a>, Failure> {
     let transaction = session.transaction().await.map_err(|error| failed(&error, doing))?;
@@ -169,8 +237,8 @@ pub(super) async fn fenced_transaction<'a>(
 /// The same, alone among all that make or remove objects in the sink. That lock comes first, so that nobody waits
 /// for it with a fence in hand.
 pub(super) async fn fenced_ddl_transaction<'a>(
-    session: &'a mut crate::postgres::Session,
-    run: &super::run::Run,
+    session: &'a mut Session,
+    run: &Run,
     doing: &str,
 ) -> Result<Transaction<'a>, Failure> {
     let transaction = session.transaction().await.map_err(|error| failed(&error, doing))?;
@@ -182,19 +250,28 @@ pub(super) async fn fenced_ddl_transaction<'a>(
 }
 
 /// What is kept about one table: where it is written, and how far it is. `Stale` if either table is not the one that
-/// it is kept about, or a first load of it was cut short.
+/// it is kept about, or a first load of it was cut short of which nothing can be kept.
 pub(super) async fn read_state(
     client: &impl GenericClient,
     uid: &String,
     table: &SourceTable,
 ) -> Result<Option<(TableName, TableState)>, Error> {
-    let sql = "SELECT state.sink_schema, state.sink_table, state.ready_lsn, state.copied_by, state.copied_to, state.state = 'stale' \
-                   OR (state.state = 'copying' AND state.chunks_copied > 0) OR state.source_oid <> $4 \
+    let sql = "SELECT state.sink_schema, state.sink_table, state.ready_lsn, state.copied_by, \
+                   coalesce(state.copied_to, chunk.up_to), state.state = 'stale' \
+                   OR (state.state = 'copying' AND state.chunks_copied > 0 AND chunk.up_to IS NULL) OR state.source_oid <> $4 \
                    OR NOT EXISTS (SELECT FROM pg_catalog.pg_class AS class \
                        JOIN pg_catalog.pg_namespace AS schema ON schema.oid = class.relnamespace \
                        WHERE schema.nspname = state.sink_schema AND class.relname = state.sink_table \
-                         AND class.oid::pg_catalog.int8 = state.sink_oid) \
+                         AND class.oid::pg_catalog.int8 = state.sink_oid), \
+                   state.state = 'incremental' \
                FROM penstock.table_state AS state \
+               LEFT JOIN LATERAL ( \
+                   SELECT chunk.up_to FROM ( \
+                       SELECT number, up_to, row_number() OVER (ORDER BY number) - 1 AS place \
+                       FROM penstock.copied_chunk \
+                       WHERE (uid, source_schema, source_table) = (state.uid, state.source_schema, state.source_table)) AS chunk \
+                   WHERE chunk.number = chunk.place ORDER BY chunk.number DESC LIMIT 1) AS chunk \
+                   ON state.state = 'copying' AND state.copied_by IS NOT NULL \
                WHERE state.uid = $1 AND state.source_schema = $2 AND state.source_table = $3";
     let TableName { schema, name } = &table.name;
     let Some(row) = client.query_opt(sql, &[uid, schema, name, &i64::from(table.id.0)]).await? else {
@@ -206,7 +283,14 @@ pub(super) async fn read_state(
     let state = match (ready, key) {
         _ if is_stale => TableState::Stale,
         (Some(lsn), _) => TableState::Ready(Lsn(lsn.into())),
-        (None, Some(key)) => TableState::Incremental(Progress { key, last: row.try_get(4)? }),
+        (None, Some(key)) => {
+            let progress = Progress { key, last: row.try_get(4)? };
+            match (row.try_get(6)?, &progress.last) {
+                (true, _) => TableState::Incremental(progress),
+                (false, Some(_)) => TableState::CutShort(progress),
+                (false, None) => TableState::Copying,
+            }
+        }
         (None, None) => TableState::Copying,
     };
     Ok(Some((sink, state)))

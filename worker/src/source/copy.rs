@@ -9,25 +9,26 @@
 //! nothing in the database. So a reader takes the same locks before it reads anything, and never waits for them.
 
 use std::collections::BTreeMap;
-use std::fmt::Write as _;
 
 use tokio_postgres::CopyOutStream;
 use tokio_postgres::error::SqlState;
 use tracing::debug;
 
+use super::chunk::{Chunk, key_ends};
 use super::error::SourceError;
 use super::export::with_patience;
 use super::slot::SlotName;
 use crate::change::RelationId;
-use crate::change::table::{SourceTable, TableName, quote_identifier, quote_literal};
+use crate::change::table::{SourceTable, TableName, quote_literal};
 use crate::change::travel::Format;
+use crate::incremental::KeyColumn;
 use crate::postgres::{Endpoint, Session};
 
 /// Bytes of a table that one chunk reads.
-const CHUNK_BYTES: u64 = 64 * 1024 * 1024;
+const CHUNK_BYTES: u64 = 16 * 1024 * 1024;
 
-/// Tables that are being copied. Dropping it gives the tables up; [`finish`](Self::finish) proves that what was
-/// read is whole.
+/// Tables that are being copied. Dropping it gives the tables up; [`prove`](Self::prove) says whether what was read of
+/// one is whole.
 #[derive(Debug)]
 pub struct TableCopy {
     endpoint: Endpoint,
@@ -51,18 +52,6 @@ struct File {
     /// Qualified and quoted.
     sql_name: String,
     size_bytes: u64,
-}
-
-/// A part of a table that one session reads at a time.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Chunk {
-    /// The table of the pipeline.
-    pub table: RelationId,
-    /// Qualified and quoted name of the table or partition that holds the rows.
-    sql_name: String,
-    first_page: u64,
-    /// Open-ended when `None`: the last chunk of a file.
-    end_page: Option<u64>,
 }
 
 impl TableCopy {
@@ -100,24 +89,42 @@ impl TableCopy {
         })
     }
 
-    /// The chunks of a table: ranges of pages of about 64 MiB, together the whole table, whatever its size is by
-    /// the time they are read.
-    pub fn chunks(&self, table: &SourceTable) -> Vec<Chunk> {
-        let pages_per_chunk = (CHUNK_BYTES / self.block_bytes).max(1);
+    /// The chunks of a table, of about 16 MiB each, together the whole table, whatever its size is by the time they are
+    /// read: ranges of `key` where its rows lie in that order, else ranges of pages.
+    pub async fn chunks(
+        &self,
+        table: &SourceTable,
+        key: Option<&[KeyColumn]>,
+    ) -> Result<Vec<Chunk>, SourceError> {
         let files = self.files.get(&table.id).map_or(&[][..], Vec::as_slice);
+        if let ([file], Some(key), false) = (files, key, table.is_partitioned) {
+            let pages = file.size_bytes.div_ceil(self.block_bytes);
+            let count = pages.div_ceil(self.pages_per_chunk());
+            let ends = key_ends(&self.leader, &file.sql_name, key, pages, count).await?;
+            if !ends.is_empty() {
+                return Ok(Chunk::of_key(table.id, &file.sql_name, key, ends));
+            }
+        }
+        Ok(self.page_chunks(table.id, files))
+    }
+
+    fn page_chunks(&self, table: RelationId, files: &[File]) -> Vec<Chunk> {
+        let pages_per_chunk = self.pages_per_chunk();
         files
             .iter()
             .flat_map(|file| {
                 let pages = file.size_bytes.div_ceil(self.block_bytes);
                 let count = pages.div_ceil(pages_per_chunk).max(1);
-                (0..count).map(move |number| Chunk {
-                    table: table.id,
-                    sql_name: file.sql_name.clone(),
-                    first_page: number * pages_per_chunk,
-                    end_page: (number + 1 < count).then(|| (number + 1) * pages_per_chunk),
+                (0..count).map(move |number| {
+                    let end = (number + 1 < count).then(|| (number + 1) * pages_per_chunk);
+                    Chunk::of_pages(table, &file.sql_name, number * pages_per_chunk, end)
                 })
             })
             .collect()
+    }
+
+    fn pages_per_chunk(&self) -> u64 {
+        (CHUNK_BYTES / self.block_bytes).max(1)
     }
 
     /// A session of its own at the same snapshot. One chunk is read on it at a time. Readers are opened before
@@ -133,21 +140,26 @@ impl TableCopy {
                 }
             })?;
         }
+        // From here on the lock of this session keeps rewrites out; the leader's may have gone with its connection.
+        read_files(&session, &self.tables).await?;
         Ok(ChunkReader { session })
     }
 
-    /// Proves that every row of the snapshot was there to be read: the leader still holds the tables, and they
-    /// are in the same files. To be called when all chunks are read, before their rows are believed.
-    pub async fn finish(self) -> Result<(), SourceError> {
-        let files = read_files(&self.leader, &self.tables).await?;
-        for (id, name) in &self.tables {
-            let named = |files: &Files| -> Vec<RelationId> {
-                files.get(id).into_iter().flatten().map(|file| file.relation).collect()
-            };
-            if named(&files) != named(&self.files) {
-                return Err(SourceError::Rewritten { table: name.clone(), what: "given other partitions" });
-            }
+    /// Proves that every row of a table was there to be read: it has the partitions that it had, in the files that the
+    /// snapshot sees. To be called when all its chunks are read, before their rows are believed.
+    pub async fn prove(&self, table: &SourceTable) -> Result<(), SourceError> {
+        let files = read_files(&self.leader, &BTreeMap::from([(table.id, table.name.clone())])).await?;
+        let named = |files: &Files| -> Vec<RelationId> {
+            files.get(&table.id).into_iter().flatten().map(|file| file.relation).collect()
+        };
+        if named(&files) != named(&self.files) {
+            return Err(SourceError::Rewritten { table: table.name.clone(), what: "given other partitions" });
         }
+        Ok(())
+    }
+
+    /// Gives the tables up.
+    pub async fn close(self) -> Result<(), SourceError> {
         self.leader
             .batch_execute("COMMIT")
             .await
@@ -162,7 +174,8 @@ fn lock_statement(tables: &[SourceTable]) -> Option<String> {
     (!names.is_empty()).then(|| format!("LOCK TABLE {} IN ACCESS SHARE MODE", names.join(", ")))
 }
 
-/// A session at the snapshot. The empty `search_path` makes every printed name qualified.
+/// A session at the snapshot. The empty `search_path` makes every printed name qualified. A range of a key is to be read
+/// by its index, even if it is a large part of the table: every range costs a pass over the table otherwise.
 async fn open_session(
     endpoint: &Endpoint,
     slot: &SlotName,
@@ -172,7 +185,8 @@ async fn open_session(
         endpoint.connect(slot.as_str()).await.map_err(|error| SourceError::connect(endpoint, &error))?;
     session
         .batch_execute(&format!(
-            "SET search_path = ''; BEGIN ISOLATION LEVEL REPEATABLE READ, READ ONLY; \
+            "SET search_path = ''; SET datestyle = 'ISO'; SET timezone = 'UTC'; SET bytea_output = 'hex'; \
+             SET enable_seqscan = off; BEGIN ISOLATION LEVEL REPEATABLE READ, READ ONLY; \
              SET TRANSACTION SNAPSHOT {}",
             quote_literal(snapshot_name)
         ))
@@ -268,31 +282,16 @@ impl ChunkReader {
         columns: &[String],
         format: Format,
     ) -> Result<CopyOutStream, SourceError> {
-        let sql = copy_statement(chunk, columns, format);
+        let sql = chunk.copy_statement(columns, format);
         debug!(%sql, "reading a chunk");
         self.session
             .copy_out(&sql)
             .await
-            .map_err(|error| SourceError::sql(&error, &format!("reading rows of {}", chunk.sql_name)))
+            .map_err(|error| SourceError::sql(&error, &format!("reading rows of {}", chunk.sql_name())))
     }
 
     /// Ends the session.
     pub async fn close(self) {
         self.session.close().await;
     }
-}
-
-fn copy_statement(chunk: &Chunk, columns: &[String], format: Format) -> String {
-    let columns: Vec<String> = columns.iter().map(|column| quote_identifier(column)).collect();
-    let mut sql = format!(
-        "COPY (SELECT {} FROM ONLY {} WHERE ctid >= '({},0)'::tid",
-        columns.join(", "),
-        chunk.sql_name,
-        chunk.first_page
-    );
-    if let Some(end_page) = chunk.end_page {
-        let _infallible = write!(sql, " AND ctid < '({end_page},0)'::tid");
-    }
-    let _infallible = write!(sql, ") TO STDOUT ({})", format.copy_options());
-    sql
 }

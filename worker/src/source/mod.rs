@@ -3,6 +3,7 @@
 
 mod assignment;
 mod catalogue;
+mod chunk;
 mod clean_up;
 mod constant_default;
 mod copy;
@@ -21,8 +22,9 @@ mod stream;
 mod types;
 
 pub use assignment::assign_shards;
+pub use chunk::{Chunk, KeyText};
 pub use clean_up::clean_up;
-pub use copy::{Chunk, ChunkReader, TableCopy};
+pub use copy::{ChunkReader, TableCopy};
 pub use drift::{Followed, drift, new_tables};
 pub use error::SourceError;
 pub use export::{Durability, ExportedSnapshot, create_slot};

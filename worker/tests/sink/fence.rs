@@ -80,9 +80,9 @@ async fn zombie_cannot_touch_tables() {
     let mut loader = zombie.loader().await.unwrap();
     let (_fresh, _) = database.start(owner()).await;
     let outcome =
-        loader.load_chunk(&name, &["id".to_owned()], Format::Binary, futures::stream::empty()).await;
+        loader.load_chunk(&name, &["id".to_owned()], Format::Binary, None, futures::stream::empty()).await;
     assert_failed(outcome, Reason::Fenced);
-    assert_failed(zombie.restart_copy(&name).await, Reason::Fenced);
+    assert_failed(zombie.restart_copy(&name, None).await, Reason::Fenced);
     assert_failed(zombie.mark_ready(&name, after(1).end_lsn).await, Reason::Fenced);
     assert_failed(zombie.assign(&BTreeMap::new()).await, Reason::Fenced);
     assert_failed(

@@ -328,7 +328,7 @@ async fn table_that_comes_back_is_copied_again() {
     database.sql.run("INSERT INTO t VALUES (1, 'stale')").await.unwrap();
     sink.assign(&std::collections::BTreeMap::new()).await.unwrap();
     assert_eq!(try_ensure(&mut sink, &t()).await.unwrap(), TableState::Copying, "its rows are ours");
-    sink.restart_copy(&t().name).await.unwrap();
+    sink.restart_copy(&t().name, None).await.unwrap();
     assert_eq!(database.lines("SELECT * FROM t").await, [""; 0]);
 }
 

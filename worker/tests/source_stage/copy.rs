@@ -9,8 +9,9 @@ use penstock_e2e::postgres::{Server, Version};
 use penstock_worker::change::table::SourceTable;
 use penstock_worker::change::travel::Format;
 use penstock_worker::failure::Failure;
+use penstock_worker::incremental::key_of;
 use penstock_worker::postgres::{Endpoint, Session};
-use penstock_worker::source::{Durability, ExportedSnapshot, TableCopy, create_slot};
+use penstock_worker::source::{Durability, ExportedSnapshot, SourceError, TableCopy, create_slot};
 
 use crate::kit::{assert_says, endpoint, inspect, publish, session, test_slot};
 
@@ -34,12 +35,19 @@ fn copied_columns(table: &SourceTable) -> Vec<String> {
         .collect()
 }
 
-/// Passes every chunk unchanged into the table `into`; returns the number of chunks.
-async fn copy_into(copy: &TableCopy, table: &SourceTable, sink: &Session, into: &str) -> usize {
+/// Passes every chunk unchanged into the table `into`; returns the number of chunks, and how many of them end with a key.
+async fn copy_by(
+    copy: &TableCopy,
+    table: &SourceTable,
+    sink: &Session,
+    into: &str,
+    by_key: bool,
+) -> (usize, usize) {
     let columns = copied_columns(table);
     let names: Vec<String> = columns.iter().map(|column| format!("\"{column}\"")).collect();
     let reader = copy.reader().await.unwrap();
-    let chunks = copy.chunks(table);
+    let key = if by_key { key_of(table) } else { None };
+    let chunks = copy.chunks(table, key.as_deref()).await.unwrap();
     for chunk in &chunks {
         let sql = format!("COPY {into} ({}) FROM STDIN (FORMAT binary)", names.join(", "));
         let mut writer = pin!(sink.copy_in::<_, bytes::Bytes>(&sql).await.unwrap());
@@ -50,7 +58,18 @@ async fn copy_into(copy: &TableCopy, table: &SourceTable, sink: &Session, into: 
         writer.close().await.unwrap();
     }
     reader.close().await;
-    chunks.len()
+    (chunks.len(), chunks.iter().filter(|chunk| chunk.end().is_some()).count())
+}
+
+async fn copy_into(copy: &TableCopy, table: &SourceTable, sink: &Session, into: &str) -> usize {
+    copy_by(copy, table, sink, into, false).await.0
+}
+
+async fn prove(copy: &TableCopy, tables: &[SourceTable]) -> Result<(), SourceError> {
+    for table in tables {
+        copy.prove(table).await?;
+    }
+    Ok(())
 }
 
 #[tokio::test]
@@ -105,7 +124,8 @@ async fn rewrites_are_kept_out_while_the_copy_is_open_and_a_lost_leader_voids_it
     let rewrite = "SET lock_timeout = '200ms'; TRUNCATE t";
     let refused = server.run("postgres", rewrite).await.unwrap_err();
     assert!(format!("{refused:#}").contains("lock timeout"), "{refused:#}");
-    copy.finish().await.unwrap();
+    prove(&copy, &tables).await.unwrap();
+    copy.close().await.unwrap();
 
     let snapshot = create_slot(&endpoint, &test_slot(), Durability::Temporary).await.unwrap();
     let copy = snapshot.open_copy(&endpoint, &tables).await.unwrap();
@@ -113,7 +133,7 @@ async fn rewrites_are_kept_out_while_the_copy_is_open_and_a_lost_leader_voids_it
                       WHERE relation = 't'::regclass AND mode = 'AccessShareLock'";
     assert_eq!(server.value("postgres", end_leader).await.unwrap(), "1");
     server.run("postgres", "TRUNCATE t").await.unwrap();
-    let failure = Failure::from(copy.finish().await.unwrap_err());
+    let failure = Failure::from(prove(&copy, &tables).await.unwrap_err());
     assert_says(&failure, Reason::SourceUnreachable, &[]);
 }
 
@@ -145,12 +165,13 @@ async fn a_rewrite_that_waits_for_the_copy_never_holds_up_its_readers() {
     };
     let early_reader = async {
         wait_for_waiting_rewrite(&server).await;
-        let chunk = copy.chunks(&tables[0]).remove(0);
+        let chunk = copy.chunks(&tables[0], None).await.unwrap().remove(0);
         let rows = reader.read(&chunk, &copied_columns(&tables[0]), Format::Binary).await.unwrap();
         let bytes: usize = rows.map(|bytes| bytes.unwrap().len()).collect::<Vec<_>>().await.iter().sum();
         assert!(bytes > 21, "more than header and trailer: {bytes}");
         reader.close().await;
-        copy.finish().await.unwrap();
+        prove(&copy, &tables).await.unwrap();
+        copy.close().await.unwrap();
     };
     within_ten_seconds(async { tokio::join!(rewrite, early_reader) }).await;
 }
@@ -195,14 +216,48 @@ async fn chunks_are_the_whole_snapshot_whatever_happens_meanwhile() {
 
         let sink = session(&endpoint).await;
         let [big, nothing] = inspection.tables.as_slice() else { panic!() };
-        assert_eq!(copy_into(&copy, big, &sink, "copied").await, 3);
+        assert_eq!(copy_into(&copy, big, &sink, "copied").await, 10);
         assert_eq!(copy_into(&copy, nothing, &sink, "nothing").await, 1);
-        copy.finish().await.unwrap();
+        prove(&copy, &inspection.tables).await.unwrap();
+        copy.close().await.unwrap();
         let differing = "SELECT count(*) FROM ((TABLE before EXCEPT ALL TABLE copied) UNION ALL \
                          (TABLE copied EXCEPT ALL TABLE before)) AS d";
         assert_eq!(server.value("postgres", differing).await.unwrap(), "0");
         assert_eq!(server.value("postgres", "SELECT count(*) FROM copied").await.unwrap(), "40000");
     }
+}
+
+#[tokio::test]
+async fn a_table_that_lies_in_the_order_of_its_key_is_copied_in_ranges_of_it_and_another_by_pages() {
+    let server = Server::start(Version::V15).await.unwrap();
+    let wide = |table: &str, order: &str| {
+        format!(
+            "CREATE TABLE {table} (a int, day date, x text, PRIMARY KEY (day, a)); ALTER TABLE {table} ALTER x SET STORAGE plain; \
+             INSERT INTO {table} SELECT g, '2020-01-01'::date + g / 100, repeat(md5(g::text), 60) \
+               FROM generate_series(1, 40000) g ORDER BY {order}; CREATE TABLE {table}_copied (LIKE {table}); "
+        )
+    };
+    let sql = wide("ordered", "g") + &wide("backwards", "-g") + &wide("shuffled", "md5(g::text)");
+    server.run("postgres", &sql).await.unwrap();
+    let endpoint = endpoint(&server, "postgres");
+    let inspection = publish(&endpoint, &["public.ordered", "public.backwards", "public.shuffled"]).await;
+    let snapshot = create_slot(&endpoint, &test_slot(), Durability::Permanent).await.unwrap();
+    let copy = snapshot.open_copy(&endpoint, &inspection.tables).await.unwrap();
+    let meddle =
+        "UPDATE ordered SET day = day - 10000 WHERE a % 3 = 0; DELETE FROM backwards WHERE a % 3 = 1";
+    server.run("postgres", meddle).await.unwrap();
+
+    let sink = session(&endpoint).await;
+    for table in &inspection.tables {
+        let into = format!("{}_copied", table.name.name);
+        let (chunks, of_key) = copy_by(&copy, table, &sink, &into, true).await;
+        assert!(chunks >= 5, "{chunks} chunks of {}", table.name);
+        let expected = if table.name.name == "shuffled" { 0 } else { chunks - 1 };
+        assert_eq!(of_key, expected, "{}", table.name);
+        let whole = format!("SELECT (count(*), count(DISTINCT a), sum(a), count(DISTINCT x)) FROM {into}");
+        assert_eq!(server.value("postgres", &whole).await.unwrap(), "(40000,40000,800020000,40000)");
+    }
+    prove(&copy, &inspection.tables).await.unwrap();
 }
 
 #[tokio::test]
@@ -232,7 +287,8 @@ async fn partitions_are_copied_as_their_root_and_a_new_one_voids_the_copy() {
     let copy = snapshot.open_copy(&endpoint, &tables).await.unwrap();
     assert_eq!(copy_into(&copy, root, &sink, "copied").await, 2);
     assert_eq!(copy_into(&copy, parent, &sink, "copied_parent").await, 1);
-    copy.finish().await.unwrap();
+    prove(&copy, &tables).await.unwrap();
+    copy.close().await.unwrap();
     let same = "SELECT count(*) FILTER (WHERE id::text = x) FROM copied";
     assert_eq!(server.value("postgres", same).await.unwrap(), "200");
     assert_eq!(server.value("postgres", "SELECT array_agg(id) FROM copied_parent").await.unwrap(), "{1}");
@@ -241,6 +297,6 @@ async fn partitions_are_copied_as_their_root_and_a_new_one_voids_the_copy() {
     let attach = "CREATE TABLE late (LIKE t INCLUDING ALL); INSERT INTO late VALUES (300, 'late'); \
                   ALTER TABLE t ATTACH PARTITION late FOR VALUES FROM (300) TO (400)";
     server.run("postgres", attach).await.unwrap();
-    let failure = Failure::from(copy.finish().await.unwrap_err());
+    let failure = Failure::from(prove(&copy, &tables).await.unwrap_err());
     assert_says(&failure, Reason::TableRewritten, &["public.t", "given other partitions"]);
 }

@@ -92,7 +92,7 @@ async fn snapshot_and_stream_are_together_every_row_once() {
         let copy = snapshot.open_copy(&endpoint, &inspection.tables).await.unwrap();
         let chunk_reader = copy.reader().await.unwrap();
         let mut copied = BTreeSet::new();
-        for chunk in copy.chunks(&inspection.tables[0]) {
+        for chunk in copy.chunks(&inspection.tables[0], None).await.unwrap() {
             let rows = chunk_reader.read(&chunk, &["id".to_owned()], Format::Binary).await.unwrap();
             let mut rows = std::pin::pin!(rows);
             let mut bytes = Vec::new();
@@ -104,7 +104,8 @@ async fn snapshot_and_stream_are_together_every_row_once() {
                 assert!(copied.insert(i32::from_be_bytes(row[6..10].try_into().unwrap())));
             }
         }
-        copy.finish().await.unwrap();
+        copy.prove(&inspection.tables[0]).await.unwrap();
+        copy.close().await.unwrap();
 
         let mut reader = read(&endpoint, &inspection, snapshot.consistent_point, 1 << 20);
         let (streamed, _) = read_ids(&mut reader, usize::try_from(rows).unwrap() - copied.len()).await;

@@ -50,6 +50,7 @@ CREATE TABLE penstock.table_state (
     sink_oid      bigint      NOT NULL,
     -- stale: the stream left changes of it out, so the rows that are there are worth nothing.
     -- incremental: rows up to copied_to, a key in the order of copied_by, are there and followed.
+    -- copying, with copied_by: the first load goes in ranges of that key, see copied_chunk.
     state         text        NOT NULL CHECK (state IN ('copying', 'incremental', 'ready', 'stale')),
     copied_by     text[],
     copied_to     text[],
@@ -59,6 +60,20 @@ CREATE TABLE penstock.table_state (
     rows_copied   bigint      NOT NULL DEFAULT 0,
     updated_at    timestamptz NOT NULL DEFAULT now(),
     PRIMARY KEY (uid, source_schema, source_table)
+);
+
+-- Ranges of a key that a first load has copied. Those whose numbers follow each other from 0 on are worth keeping when
+-- it is cut short: their rows are as they were where the stream begins.
+CREATE TABLE penstock.copied_chunk (
+    uid           text   NOT NULL,
+    source_schema text   NOT NULL,
+    source_table  text   NOT NULL,
+    number        bigint NOT NULL,
+    -- The last key of the range, in the order of table_state.copied_by.
+    up_to         text[] NOT NULL,
+    PRIMARY KEY (uid, source_schema, source_table, number),
+    FOREIGN KEY (uid, source_schema, source_table) REFERENCES penstock.table_state
+        ON UPDATE CASCADE ON DELETE CASCADE
 );
 
 CREATE TABLE penstock.assignment (
