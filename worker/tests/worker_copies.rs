@@ -21,7 +21,7 @@ async fn rig() -> Result<Rig> {
     let mut rig = Rig::new(Version::V15, &["public.small"]).await?;
     rig.on_source(&format!(
         "CREATE TABLE small (id int PRIMARY KEY);
-         CREATE TABLE big (a int, b bigint, body text, PRIMARY KEY (a, b));
+         CREATE TABLE big (a numeric, b bigint, body text, PRIMARY KEY (a, b));
          INSERT INTO big SELECT g % 10 - 5, g, repeat('x', 200) FROM generate_series(1, {ROWS}) g"
     ))
     .await?;

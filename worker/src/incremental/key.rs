@@ -2,30 +2,9 @@
 
 use bytes::Bytes;
 
+use super::order::KeyOrder;
 use crate::change::table::SourceTable;
 use crate::change::{Relation, ReplicaIdentity, Row, Value};
-
-/// How the binary forms of a type are ordered.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum KeyOrder {
-    /// A big-endian number with sign: integers, dates, times, timestamps.
-    Signed,
-    /// Byte by byte: OIDs, booleans, UUIDs, `bytea`.
-    Bytes,
-}
-
-impl KeyOrder {
-    /// Of a built-in type; `None` where the order depends on more than the bytes (collations, numeric, floats).
-    pub fn of_type(oid: u32) -> Option<Self> {
-        match oid {
-            // int8, int2, int4, date, time, timestamp, timestamptz
-            20 | 21 | 23 | 1082 | 1083 | 1114 | 1184 => Some(Self::Signed),
-            // bool, bytea, oid, uuid
-            16 | 17 | 26 | 2950 => Some(Self::Bytes),
-            _ => None,
-        }
-    }
-}
 
 /// The key by whose ranges a table can be copied: the columns that name a row in the stream, if the order of all of
 /// them is known. `None`: the table is copied as a whole.
@@ -76,7 +55,7 @@ pub enum InvalidKey {
 impl Key {
     /// Of binary values, in the order of the key's columns.
     pub fn new(columns: &[KeyColumn], values: &[Bytes]) -> Self {
-        Self(columns.iter().zip(values).map(|(column, value)| ordered(column.order, value)).collect())
+        Self(columns.iter().zip(values).map(|(column, value)| column.order.bytes(value)).collect())
     }
 
     pub(super) fn of_row(columns: &[KeyColumn], places: &[usize], row: &Row) -> Result<Self, InvalidKey> {
@@ -84,7 +63,7 @@ impl Key {
             return Err(InvalidKey::Missing);
         }
         let part = |(column, place): (&KeyColumn, &usize)| match row.0.get(*place) {
-            Some(Value::Binary(bytes)) => Ok(ordered(column.order, bytes)),
+            Some(Value::Binary(bytes)) => Ok(column.order.bytes(bytes)),
             Some(Value::Null | Value::Text(_)) => Err(InvalidKey::NotBinary),
             Some(Value::Unchanged) | None => Err(InvalidKey::Missing),
         };
@@ -105,15 +84,6 @@ impl Key {
             old.0.iter().zip(&new.0).map(|(old, new)| if *new == Value::Unchanged { old } else { new });
         Self::of_row(columns, places, &Row(merged.cloned().collect()))
     }
-}
-
-/// Bytes whose order is that of the values.
-fn ordered(order: KeyOrder, value: &[u8]) -> Vec<u8> {
-    let mut bytes = value.to_vec();
-    if let (KeyOrder::Signed, Some(first)) = (order, bytes.first_mut()) {
-        *first ^= 0x80;
-    }
-    bytes
 }
 
 /// Where the key's columns are in the rows of a relation, if they are what names its rows.

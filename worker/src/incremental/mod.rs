@@ -15,6 +15,7 @@
 //! left out are therefore kept until a snapshot sees them; a snapshot that does not is not used.
 
 mod key;
+mod order;
 mod snapshot;
 #[cfg(test)]
 mod tests;
@@ -22,7 +23,8 @@ mod tests;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-pub use key::{InvalidKey, Key, KeyColumn, KeyOrder, key_of};
+pub use key::{InvalidKey, Key, KeyColumn, key_of};
+pub use order::KeyOrder;
 pub use snapshot::{InvalidSnapshot, Snapshot};
 
 use crate::change::{Change, OldRow, Relation, Row, Value};

@@ -129,11 +129,14 @@ impl Rig {
         )
     }
 
-    /// Waits until the sink's checkpoint is at or past the source's present end of log.
+    /// Waits until all rows are copied and the sink's checkpoint is at or past the source's present end of log.
     pub async fn wait_until_caught_up(&self) -> Result<()> {
         self.on_source("SELECT pg_logical_emit_message(true, 'test', 'a transaction to end with')").await?;
         let end = self.source_value("SELECT pg_current_wal_flush_lsn()").await?;
-        let query = format!("SELECT min(end_lsn) >= '{end}'::pg_lsn FROM penstock.checkpoint");
+        let query = format!(
+            "SELECT min(end_lsn) >= '{end}'::pg_lsn AND NOT EXISTS (SELECT FROM penstock.table_state WHERE state <> 'ready') \
+             FROM penstock.checkpoint"
+        );
         self.wait_for(&query, "t").await
     }
 

@@ -9,9 +9,9 @@ use penstock_e2e::postgres::{Server, Version};
 use penstock_worker::change::table::SourceTable;
 use penstock_worker::change::travel::Format;
 use penstock_worker::failure::Failure;
-use penstock_worker::incremental::key_of;
+use penstock_worker::incremental::{KeyColumn, KeyOrder, key_of};
 use penstock_worker::postgres::{Endpoint, Session};
-use penstock_worker::source::{Durability, ExportedSnapshot, SourceError, TableCopy, create_slot};
+use penstock_worker::source::{Durability, ExportedSnapshot, SourceError, TableCopy, create_slot, read_key};
 
 use crate::kit::{assert_says, endpoint, inspect, publish, session, test_slot};
 
@@ -299,4 +299,41 @@ async fn partitions_are_copied_as_their_root_and_a_new_one_voids_the_copy() {
     server.run("postgres", attach).await.unwrap();
     let failure = Failure::from(prove(&copy, &tables).await.unwrap_err());
     assert_says(&failure, Reason::TableRewritten, &["public.t", "given other partitions"]);
+}
+
+#[tokio::test]
+async fn the_worker_orders_keys_as_the_server_does() {
+    let server = Server::start(Version::V15).await.unwrap();
+    let session = session(&endpoint(&server, "postgres")).await;
+    let numbers = "SELECT DISTINCT v FROM ( \
+        SELECT round((random() - 0.5)::numeric * power(10::numeric, (random() * 60)::int - 30), (random() * 40)::int) AS v \
+          FROM generate_series(1, 2000) \
+        UNION ALL SELECT unnest('{NaN,Infinity,-Infinity,0,0.00,1,1.0,10000,9999,-10000,-9999,0.0001,-0.00010}'::numeric[])) AS n";
+    let floats = "SELECT DISTINCT v FROM ( \
+        SELECT (random() - 0.5) * power(10::float8, (random() * 600)::int - 300) AS v FROM generate_series(1, 2000) \
+        UNION ALL SELECT unnest('{NaN,Infinity,-Infinity,0,-0,5e-324,-5e-324,1}'::float8[])) AS n";
+    let columns = [
+        ("numeric", 1700, numbers),
+        ("double precision", 701, floats),
+        ("real", 700, "SELECT DISTINCT (random() * 100 - 50)::real AS v FROM generate_series(1, 500)"),
+        ("bigint", 20, "SELECT DISTINCT (random() * 1e18 - 5e17)::int8 AS v FROM generate_series(1, 500)"),
+        (
+            "timestamp with time zone",
+            1184,
+            "SELECT '-infinity'::timestamptz AS v UNION ALL SELECT 'infinity' UNION ALL \
+          SELECT '1999-12-31'::timestamptz + g * interval '7 hours' FROM generate_series(1, 500) AS g",
+        ),
+        ("uuid", 2950, "SELECT gen_random_uuid() AS v FROM generate_series(1, 500)"),
+    ];
+    for (type_sql, oid, values) in columns {
+        let order = KeyOrder::of_type(oid).unwrap();
+        let key = [KeyColumn { name: "v".into(), type_sql: type_sql.into(), order }];
+        let mut keys = Vec::new();
+        for row in
+            session.query(&format!("SELECT v::text FROM ({values}) AS v ORDER BY v.v"), &[]).await.unwrap()
+        {
+            keys.push(read_key(&session, &key, &[row.get(0)]).await.unwrap());
+        }
+        assert!(keys.len() > 400 && keys.is_sorted_by(|one, next| one < next), "{type_sql}");
+    }
 }
