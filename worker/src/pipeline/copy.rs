@@ -16,13 +16,14 @@ use penstock_crds::source::SnapshotMode;
 use super::Context;
 use super::followed::{FollowedTable, FollowedTables, Progress};
 use super::ranges::RangeTable;
-use super::start::{Fenced, Resumed};
+use super::shapes::check_unchanged;
+use super::start::{Fenced, Resumed, Source};
 use crate::change::RelationId;
 use crate::change::table::{SourceTable, TableName};
 use crate::change::travel::{Format, Versions, table_format};
 use crate::failure::Failure;
 use crate::incremental::{self, Copied};
-use crate::postgres::{End, Session, classify};
+use crate::postgres::{End, classify};
 use crate::sink::{FirstCopy, Sink, TableState};
 use crate::source::{self, Chunk, Durability, ExportedSnapshot, SlotName, TableCopy};
 
@@ -47,7 +48,7 @@ pub(super) async fn ensure_tables(
 /// commit on the changes of each table count.
 pub(super) async fn copy_missing(
     context: Context<'_>,
-    session: &Session,
+    source: &Source,
     tables: &[SourceTable],
     mut states: States,
     fenced: &mut Fenced,
@@ -75,9 +76,15 @@ pub(super) async fn copy_missing(
             Some(exported) => exported,
             None => later_snapshot(context, fenced, &missing).await?,
         };
+        let shape = |table: &'_ SourceTable| source.shapes.get(&table.id).cloned();
+        let shapes: Vec<_> =
+            missing.iter().filter_map(|table| Some((table.name.clone(), shape(table)?))).collect();
+        fenced.sink.record(shapes.iter().map(|(name, shape)| (name, shape))).await?;
         if mode == SnapshotMode::Initial {
             context.status.enter(WorkerPhase::Snapshotting);
-            copy(context, &missing, &exported, fenced).await?;
+            copy(context, source, &missing, &exported, fenced).await?;
+        } else {
+            check_unchanged(&source.session, &missing, &source.shapes).await?;
         }
         for table in &missing {
             fenced.sink.mark_ready(&table.name, exported.consistent_point).await?;
@@ -91,14 +98,14 @@ pub(super) async fn copy_missing(
     }
     resumed.exported = None;
     let mut followed = ready_tables(tables, &states);
-    let ranges = begin_ranges(context, session, &in_ranges, &states, fenced, &mut followed).await?;
+    let ranges = begin_ranges(context, source, &in_ranges, &states, fenced, &mut followed).await?;
     Ok((followed, ranges))
 }
 
 /// Tables that go on where an earlier run stopped, or begin.
 async fn begin_ranges(
     context: Context<'_>,
-    session: &Session,
+    source: &Source,
     tables: &[SourceTable],
     states: &States,
     fenced: &mut Fenced,
@@ -112,13 +119,15 @@ async fn begin_ranges(
         let last = match states.get(&table.name) {
             Some(TableState::Incremental(progress)) if progress.key == names => progress.last.clone(),
             _ => {
+                // Before anything is read: what is altered from here on is seen.
+                fenced.sink.record(source.shapes.get(&table.id).map(|shape| (&table.name, shape))).await?;
                 fenced.sink.begin_incremental(&table.name, &names).await?;
                 begun.push(table.name.clone());
                 None
             }
         };
         let copied = match &last {
-            Some(last) => Copied::UpTo(source::read_key(session, &key, last).await?),
+            Some(last) => Copied::UpTo(source::read_key(&source.session, &key, last).await?),
             None => Copied::Nothing,
         };
         tracing::info!(table = %table.name, after = ?last, "copying rows while changes are streamed");
@@ -207,6 +216,7 @@ impl Queue<'_> {
 
 async fn copy(
     context: Context<'_>,
+    source: &Source,
     tables: &[SourceTable],
     exported: &ExportedSnapshot,
     fenced: &mut Fenced,
@@ -216,6 +226,7 @@ async fn copy(
         sink.restart_copy(&table.name).await?;
     }
     let copy = exported.open_copy(&context.settings.pipeline.source, tables).await?;
+    check_unchanged(&source.session, tables, &source.shapes).await?;
     let mut chunks: Vec<Chunk> = tables.iter().flat_map(|table| copy.chunks(table)).collect();
     chunks.reverse();
     let parallelism =
@@ -245,7 +256,7 @@ async fn copy_chunks(
         let columns: Vec<String> = table
             .columns
             .iter()
-            .filter(|column| column.generated.is_none())
+            .filter(|column| column.generated.is_none() && !sink.leaves_out(&table.name, &column.name))
             .map(|column| column.name.clone())
             .collect();
         let doing = format!("reading rows of {}", table.name);
