@@ -136,6 +136,10 @@ pub enum NoticeReason {
     SnapshotCompleted,
     /// A new table matches a wildcard of `tables` and cannot be copied; the pipeline goes on without it.
     NewTableUnsuitable,
+    /// The columns of a source table changed, and the sink table was changed with them.
+    SchemaChangeApplied,
+    /// The columns of a source table changed, and the sink table was left as it is.
+    SchemaChangeIgnored,
 }
 
 /// What happens after an error.

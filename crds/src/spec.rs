@@ -103,6 +103,27 @@ pub struct PostgresSink {
     /// When a batch of changes is committed to the sink.
     #[serde(default)]
     pub batch: Batch,
+
+    /// What happens when the columns of a source table change while its changes are streamed. May be changed at any
+    /// time. Columns that are dropped or renamed, and changes whose effect on the rows that are there cannot be known,
+    /// are never carried out on the sink without a person.
+    #[serde(default)]
+    pub schema_changes: SchemaChanges,
+}
+
+/// What happens when the columns of a source table change while its changes are streamed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+pub enum SchemaChanges {
+    /// The pipeline stops where the new shape begins, says which statements the sink needs, and goes on by itself when
+    /// they were run.
+    #[default]
+    Stop,
+    /// Added columns and wider types are carried out on the sink, in the order of the stream. A table whose rows the
+    /// source rewrote is copied again.
+    Apply,
+    /// Added columns are left out of the sink, and dropped ones keep what they hold. What would make carried values
+    /// wrong stops the pipeline.
+    Ignore,
 }
 
 /// A batch is committed when the first of its bounds is reached. A source transaction is never split:

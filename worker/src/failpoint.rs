@@ -78,6 +78,11 @@ points! {
     BeforeRangeNoted,
     /// A range is noted in a transaction that is still open.
     AfterRangeNoted,
+    /// The columns of a sink table are about to be changed, in the transaction that carries the first changes of the new
+    /// shape.
+    BeforeDdl,
+    /// They are changed in a transaction that is still open.
+    AfterDdl,
     /// A sink transaction is open, and an operation of it not sent.
     BeforeSinkStatement,
     /// The sink has carried out an operation in a transaction that is still open.

@@ -5,6 +5,7 @@ pub mod change;
 pub mod checkpoint;
 pub mod clean_up;
 pub mod decode;
+pub mod evolve;
 pub mod failpoint;
 pub mod failure;
 pub mod incremental;

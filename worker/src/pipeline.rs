@@ -7,6 +7,7 @@ mod copy;
 mod followed;
 mod land;
 mod ranges;
+mod shapes;
 mod silence;
 mod start;
 mod stream;
@@ -22,7 +23,6 @@ use crate::checkpoint::Volume;
 use crate::failure::Failure;
 use crate::serve::Metrics;
 use crate::settings::Settings;
-use crate::source::Followed;
 use crate::status::Status;
 
 /// What every step needs.
@@ -63,18 +63,19 @@ async fn prepare(context: Context<'_>) -> Result<Ready, Failure> {
     // 3. The fence: from here on no other run of this shard commits anything.
     let mut fenced = start::fence(context, &source, &volume).await?;
     // 4. The tables of this shard, and the publication that carries them.
-    let Assigned { tables: assigned, followed } = start::assign(context, &mut source, &mut fenced).await?;
+    let assigned = start::assign(context, &mut source, &mut fenced).await?;
     // 5. Slot, volume and sink agree on where to go on, or say why not.
     let beginning = start::reconcile(context, &source, &fenced, &volume).await?;
-    // 6. The sink's tables, made or compared.
-    let states = copy::ensure_tables(context, &assigned, &mut fenced).await?;
+    // 6. The sink's tables, made or compared, and what happened to the source's since.
+    shapes::look_back(context, &source, &assigned, &mut fenced).await?;
+    let states = copy::ensure_tables(context, &assigned.tables, &mut fenced).await?;
     // 7. The position; from here on the source keeps its log for this shard.
     let mut resumed = start::begin(context, &source, &mut fenced, &mut volume, beginning).await?;
     // 8. The rows that are not there yet, but for those that can be copied while the stream runs.
     let (tables, ranges) =
-        copy::copy_missing(context, &source.session, &assigned, states, &mut fenced, &mut resumed).await?;
+        copy::copy_missing(context, &source, &assigned.tables, states, &mut fenced, &mut resumed).await?;
     source.session.close().await;
-    Ok(Ready { volume, fenced, checkpoint: resumed.checkpoint, tables, ranges, followed })
+    Ok(Ready { volume, fenced, checkpoint: resumed.checkpoint, tables, ranges, assigned })
 }
 
 /// Everything that the stream needs.
@@ -85,5 +86,5 @@ struct Ready {
     tables: FollowedTables,
     /// The tables that are copied while the stream runs.
     ranges: Vec<RangeTable>,
-    followed: Followed,
+    assigned: Assigned,
 }

@@ -174,6 +174,16 @@ async fn what_is_kept_of_a_first_load_is_followed_from_where_it_was_read() -> Re
     rig.assert_equal(&["attic", "big"]).await
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_table_that_was_rewritten_since_its_load_was_cut_short_is_copied_from_its_beginning() -> Result<()>
+{
+    let (rig, _) = cut_short().await?;
+    rig.on_source("ALTER TABLE big ALTER body TYPE text USING upper(body)").await?;
+    let _worker = rig.start(0)?;
+    rig.wait_until_caught_up().await?;
+    rig.assert_equal(&["big", "attic"]).await
+}
+
 /// The server takes a moment until it makes commits wait.
 async fn insert_that_waits(rig: &Rig) -> Result<tokio::task::JoinHandle<Result<()>>> {
     let waits = "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'SyncRep' AND query LIKE 'INSERT%'";

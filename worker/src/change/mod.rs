@@ -5,6 +5,7 @@ mod column_type;
 mod lsn;
 mod relation;
 mod row;
+mod shape;
 pub mod table;
 pub mod travel;
 
@@ -13,3 +14,4 @@ pub use column_type::{ColumnType, Definition, MadeType, STABLE_OIDS_END, TypeKin
 pub use lsn::{InvalidLsn, Lsn, Position};
 pub use relation::{Relation, RelationColumn, RelationId, ReplicaIdentity};
 pub use row::{Change, OldRow, Row, Value};
+pub use shape::{PartColumn, PresentTable, ShapeColumn, ShapePart, TableShape};

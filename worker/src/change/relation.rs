@@ -19,6 +19,13 @@ pub struct Relation {
     pub columns: Vec<RelationColumn>,
 }
 
+impl Relation {
+    /// Whether rows are named by the column, and not by all of them.
+    pub fn is_named_by(&self, column: &RelationColumn) -> bool {
+        column.is_key && self.replica_identity != ReplicaIdentity::Full
+    }
+}
+
 /// A column as the stream describes it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RelationColumn {

@@ -15,6 +15,7 @@ use super::followed::{
     unreadable_key,
 };
 use super::ranges::Ranges;
+use super::shapes::ShapeKeeper;
 use crate::batch::{Batch, Limits, TableTraits};
 use crate::change::table::TableName;
 use crate::change::{Change, Checkpoint, Lsn, Position, Relation, RelationId};
@@ -43,7 +44,7 @@ pub(super) struct Applier<'a> {
     events: Vec<Event>,
     batch: Batch,
     pub(super) tables: FollowedTables,
-    relations: HashMap<RelationId, Described>,
+    pub(super) relations: HashMap<RelationId, Described>,
     max_delay: Duration,
     max_rows: u64,
     /// Bytes of changes that went into the batch since it was written, coalesced ones included.
@@ -58,18 +59,19 @@ pub(super) struct Applier<'a> {
     /// Inside a source transaction: its commit position, known from BEGIN.
     transaction: Option<Transaction>,
     /// A sink transaction is open.
-    is_writing: bool,
+    pub(super) is_writing: bool,
     last_commit: Instant,
     pub(super) ranges: Ranges,
     /// Ranges whose rows are in the open sink transaction.
     pub(super) copied: Vec<CopiedRange>,
+    pub(super) shapes: ShapeKeeper,
 }
 
-struct Described {
+pub(super) struct Described {
     relation: Arc<Relation>,
     /// As the writer matched it with the sink table; `None` until its first change that is applied. Shapes from before
     /// the table was copied need not fit.
-    traits: Option<TableTraits>,
+    pub(super) traits: Option<TableTraits>,
 }
 
 #[derive(Clone, Copy)]
@@ -119,6 +121,7 @@ impl<'a> Applier<'a> {
         checkpoint: Checkpoint,
         tables: FollowedTables,
         ranges: Ranges,
+        shapes: ShapeKeeper,
         bounds: &Bounds,
     ) -> Self {
         Self {
@@ -143,6 +146,7 @@ impl<'a> Applier<'a> {
             last_commit: Instant::now(),
             ranges,
             copied: Vec::new(),
+            shapes,
         }
     }
 
@@ -257,21 +261,22 @@ impl<'a> Applier<'a> {
     /// Matches the tables of a change that is to be applied with the sink's.
     async fn prepare(&mut self, relations: &[RelationId]) -> Result<(), Failure> {
         for id in relations {
-            let Some(described) = self.relations.get_mut(id) else {
+            let Some(described) = self.relations.get(id) else {
                 let message = format!("the source sent a change of relation {} before describing it", id.0);
                 return Err(Failure::new(Reason::ProtocolViolation, message));
             };
             if described.traits.is_some() {
                 continue;
             }
-            let relation = &described.relation;
+            let relation = Arc::clone(&described.relation);
             if let Some(table) = self.tables.get(id)
                 && (table.name.schema != relation.schema || table.name.name != relation.name)
             {
                 let now = TableName::new(&relation.schema, &relation.name);
                 return Err(replaced(&table.name, &format!("was renamed to {now}")));
             }
-            described.traits = Some(self.ends.writer.describe(relation).await?);
+            let traits = self.fit(&relation).await?;
+            self.relations.insert(*id, Described { relation, traits: Some(traits) });
         }
         Ok(())
     }
@@ -370,6 +375,7 @@ impl<'a> Applier<'a> {
         let pending = self.pending.get_or_insert_with(|| Pending::new(settled));
         pending.settled = settled;
         if transaction.changes == 0 {
+            self.meet(&transaction.watermarks).await?;
             return self.land(transaction.commit_lsn, &transaction.watermarks).await;
         }
         if pending.changes == 0 {
@@ -402,7 +408,7 @@ impl<'a> Applier<'a> {
         }
     }
 
-    async fn write_batch(&mut self) -> Result<(), Failure> {
+    pub(super) async fn write_batch(&mut self) -> Result<(), Failure> {
         if self.batch.is_empty() {
             return Ok(());
         }

@@ -18,14 +18,15 @@ use super::Context;
 use super::chunks::Queue;
 use super::followed::{FollowedTable, FollowedTables, Progress};
 use super::ranges::RangeTable;
-use super::start::{Fenced, Resumed};
+use super::shapes::check_unchanged;
+use super::start::{Fenced, Resumed, Source};
 use crate::change::table::{SourceTable, TableName};
 use crate::change::travel::{Format, Versions, table_format};
 use crate::change::{Lsn, RelationId};
 use crate::failure::Failure;
 use crate::incremental::{self, Copied};
-use crate::postgres::{End, Session, classify};
-use crate::sink::{ChunkEnd, FirstCopy, Loader, Sink, TableState};
+use crate::postgres::{End, classify};
+use crate::sink::{ChunkEnd, FirstCopy, Loader, Recorded, Sink, TableState};
 use crate::source::{self, Chunk, Durability, ExportedSnapshot, SlotName, TableCopy};
 
 /// How far each table of the shard is.
@@ -49,7 +50,7 @@ pub(super) async fn ensure_tables(
 /// commit on the changes of each table count.
 pub(super) async fn copy_missing(
     context: Context<'_>,
-    session: &Session,
+    source: &Source,
     tables: &[SourceTable],
     mut states: States,
     fenced: &mut Fenced,
@@ -77,14 +78,19 @@ pub(super) async fn copy_missing(
             Some(exported) => exported,
             None => later_snapshot(context, fenced, &missing).await?,
         };
+        let shape = |table: &'_ SourceTable| source.shapes.get(&table.id).cloned();
+        let shapes: Vec<_> =
+            missing.iter().filter_map(|table| Some((table.name.clone(), shape(table)?))).collect();
+        fenced.sink.record(shapes.iter().map(|(name, shape)| (name, shape))).await?;
         match mode {
             SnapshotMode::Initial => {
                 context.status.enter(WorkerPhase::Snapshotting);
                 // What is kept of a copy goes on where the shard's own slot begins.
                 let keeps_copied = is_new && fenced.stream_format == Format::Binary;
-                copy(context, &missing, &exported, fenced, keeps_copied).await?;
+                copy(context, source, &missing, &exported, fenced, keeps_copied).await?;
             }
             SnapshotMode::Never => {
+                check_unchanged(&source.session, &missing, &source.shapes).await?;
                 for table in &missing {
                     fenced.sink.mark_ready(&table.name, exported.consistent_point).await?;
                 }
@@ -101,19 +107,20 @@ pub(super) async fn copy_missing(
     }
     resumed.exported = None;
     let mut followed = ready_tables(tables, &states);
-    let ranges = begin_ranges(context, session, &in_ranges, &states, fenced, &mut followed).await?;
+    let ranges = begin_ranges(context, source, &in_ranges, &states, fenced, &mut followed).await?;
     Ok((followed, ranges))
 }
 
 /// Tables that go on where an earlier run stopped, or begin.
 async fn begin_ranges(
     context: Context<'_>,
-    session: &Session,
+    source: &Source,
     tables: &[SourceTable],
     states: &States,
     fenced: &mut Fenced,
     followed: &mut FollowedTables,
 ) -> Result<Vec<RangeTable>, Failure> {
+    let recorded = fenced.sink.recorded().await?;
     let mut ranges = Vec::new();
     let mut begun = Vec::new();
     for table in tables {
@@ -121,19 +128,23 @@ async fn begin_ranges(
         let names: Vec<String> = key.iter().map(|column| column.name.clone()).collect();
         let last = match states.get(&table.name) {
             Some(TableState::Incremental(progress)) if progress.key == names => progress.last.clone(),
-            Some(TableState::CutShort(progress)) if progress.key == names => {
+            Some(TableState::CutShort(progress))
+                if progress.key == names && is_as_recorded(&recorded, source, table) =>
+            {
                 let types: Vec<&str> = key.iter().map(|column| column.type_sql.as_str()).collect();
                 fenced.sink.keep_copied(&table.name, progress, &types).await?;
                 progress.last.clone()
             }
             _ => {
+                // Before anything is read: what is altered from here on is seen.
+                fenced.sink.record(source.shapes.get(&table.id).map(|shape| (&table.name, shape))).await?;
                 fenced.sink.begin_incremental(&table.name, &names).await?;
                 begun.push(table.name.clone());
                 None
             }
         };
         let copied = match &last {
-            Some(last) => Copied::UpTo(source::read_key(session, &key, last).await?),
+            Some(last) => Copied::UpTo(source::read_key(&source.session, &key, last).await?),
             None => Copied::Nothing,
         };
         tracing::info!(table = %table.name, after = ?last, "copying rows while changes are streamed");
@@ -143,6 +154,11 @@ async fn begin_ranges(
     }
     announce_begun(context, &begun);
     Ok(ranges)
+}
+
+/// Whether the source's rows have the columns, and lie in the file, of which some were copied.
+fn is_as_recorded(recorded: &BTreeMap<TableName, Recorded>, source: &Source, table: &SourceTable) -> bool {
+    recorded.get(&table.name).is_some_and(|known| source.shapes.get(&table.id) == Some(&known.shape))
 }
 
 fn announce_begun(context: Context<'_>, tables: &[TableName]) {
@@ -225,16 +241,18 @@ struct Copy<'a> {
 /// that what is there when the worker dies is worth something.
 async fn copy(
     context: Context<'_>,
+    source: &Source,
     tables: &[SourceTable],
     exported: &ExportedSnapshot,
     fenced: &mut Fenced,
     keeps_copied: bool,
 ) -> Result<(), Failure> {
-    let source = exported.open_copy(&context.settings.pipeline.source, tables).await?;
+    let opened = exported.open_copy(&context.settings.pipeline.source, tables).await?;
+    check_unchanged(&source.session, tables, &source.shapes).await?;
     let mut chunks = Vec::new();
     for table in tables {
         let key = incremental::key_of(table).filter(|_| keeps_copied);
-        let parts = source.chunks(table, key.as_deref()).await?;
+        let parts = opened.chunks(table, key.as_deref()).await?;
         let key = parts.first().and_then(Chunk::key_columns);
         fenced.sink.restart_copy(&table.name, key.as_deref()).await?;
         chunks.extend(parts);
@@ -244,7 +262,7 @@ async fn copy(
     let readers = parallelism.min(chunks.len()).max(1);
     tracing::info!(tables = tables.len(), chunks = chunks.len(), readers, "copying rows");
     let copy = Copy {
-        source,
+        source: opened,
         sink: &fenced.sink,
         queue: Queue::new(chunks, u32::try_from(readers).unwrap_or(u32::MAX)),
         tables: tables.iter().map(|table| (table.id, table)).collect(),
@@ -268,7 +286,7 @@ async fn copy_chunks(context: Context<'_>, copy: &Copy<'_>) -> Result<(), Failur
         let columns: Vec<String> = table
             .columns
             .iter()
-            .filter(|column| column.generated.is_none())
+            .filter(|column| column.generated.is_none() && !copy.sink.leaves_out(&table.name, &column.name))
             .map(|column| column.name.clone())
             .collect();
         let doing = format!("reading rows of {}", table.name);

@@ -10,12 +10,14 @@ use penstock_crds::table_pattern::TablePattern;
 use super::Context;
 use crate::change::table::{SourceTable, TableName};
 use crate::change::travel::{self, Format, Versions};
-use crate::change::{Checkpoint, Position, SourceIdentity};
+use crate::change::{Checkpoint, Position, RelationId, SourceIdentity};
 use crate::checkpoint::{self, Beginning, Identity, Known, Record, Volume};
 use crate::failure::Failure;
 use crate::postgres::{End, Session};
 use crate::sink::{self, Owner, Sink, Started, TableMap};
-use crate::source::{self, Durability, ExportedSnapshot, Followed, Inspection, PublicationName, SlotName};
+use crate::source::{
+    self, Durability, ExportedSnapshot, Followed, Inspection, PublicationName, Shapes, SlotName,
+};
 
 /// The shard of each table.
 type Shards = BTreeMap<TableName, u16>;
@@ -30,6 +32,8 @@ const ASSIGNMENT_POLL: Duration = Duration::from_millis(500);
 pub(super) struct Source {
     pub(super) session: Session,
     pub(super) inspection: Inspection,
+    /// Of the same tables at the same time.
+    pub(super) shapes: Shapes,
 }
 
 /// The fence is ours: no other run of this shard commits anything.
@@ -82,7 +86,11 @@ pub(super) async fn inspect_source(context: Context<'_>) -> Result<Source, Failu
         .map_err(|error| error.failure(End::Source, &endpoint.connection))?;
     context.status.reached(End::Source);
     let inspection = source::preflight(&session, spec, &patterns).await?;
-    Ok(Source { session, inspection })
+    let ids: Vec<RelationId> = inspection.tables.iter().map(|table| table.id).collect();
+    let shapes = source::shapes(&session, &ids).await?;
+    let source = Source { session, inspection, shapes };
+    super::shapes::check_inspection(&source)?;
+    Ok(source)
 }
 
 /// The tables that the manifest names.
@@ -163,7 +171,7 @@ async fn write_assignment(
 ) -> Result<(Shards, Carried), Failure> {
     let spec = &context.settings.pipeline.manifest.spec;
     let is_managed = spec.source.postgres.publication.is_none();
-    let Source { session, inspection } = source;
+    let Source { session, inspection, .. } = source;
     let tables = &inspection.tables;
     let known = fenced.sink.assignment().await?;
     let wanted = source::assign_shards(tables, spec.worker.shards, &known);

@@ -1,15 +1,20 @@
 //! Step 9: the changes, until the worker is asked to stop.
 
+use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
 use penstock_crds::report::{Reason, WorkerPhase};
+use tokio::sync::mpsc;
 use tokio::time::MissedTickBehavior;
 use tokio_util::task::AbortOnDropHandle;
 
 use super::apply::{Applier, Bounds, Ends};
 use super::ranges::Ranges;
-use super::watch::watch_source;
+use super::shapes::{ShapeKeeper, explain_refusal};
+use super::watch::{Announcer, watch_source};
 use super::{Context, Ready};
+use crate::change::table::TableName;
+use crate::change::{RelationId, TableShape};
 use crate::failure::Failure;
 use crate::source::{self, SlotName, StreamRequest};
 
@@ -21,7 +26,7 @@ const STOP_PATIENCE: Duration = Duration::from_secs(30);
 const KEEP_OPEN_EVERY: Duration = Duration::from_secs(15);
 
 pub(super) async fn stream(context: Context<'_>, ready: Ready) -> Result<(), Failure> {
-    let Ready { mut volume, fenced, checkpoint, tables, ranges, followed } = ready;
+    let Ready { mut volume, mut fenced, checkpoint, tables, ranges, assigned } = ready;
     let settings = context.settings;
     let request = StreamRequest {
         slot: fenced.slot.clone(),
@@ -43,19 +48,38 @@ pub(super) async fn stream(context: Context<'_>, ready: Ready) -> Result<(), Fai
     let slot = SlotName::of_later_copy(&fenced.started.names_uid, settings.shard);
     let range_reader = source::spawn_range_reader(settings.pipeline.source.clone(), slot);
     let ranges = Ranges::new(range_reader, ranges);
-    let mut applier = Applier::new(ends, checkpoint, tables, ranges, &bounds);
+    let recorded = fenced.sink.recorded().await?;
+    let own: Vec<TableName> = assigned.tables.iter().map(|table| table.name.clone()).collect();
+    let known: HashMap<RelationId, TableShape> = recorded
+        .into_iter()
+        .filter(|(name, recorded)| own.contains(name) && recorded.is_followed)
+        .map(|(_, recorded)| (recorded.source, recorded.shape))
+        .collect();
+    let (announce, announced) = mpsc::unbounded_channel();
+    let shapes = ShapeKeeper::new(context, known.clone(), announced);
+    let mut applier = Applier::new(ends, checkpoint, tables, ranges, shapes, &bounds);
     context.status.durable(checkpoint.sequence, checkpoint.end_lsn, None);
-    let mut watch = watch_source(context, &fenced, followed)?;
+    let mut watch = watch_source(context, &fenced, assigned.followed, Announcer { known, announce })?;
     let first = context.stop.run_until_cancelled(applier.ends.reader.next()).await;
     let Some(first) = first else { return Ok(()) };
     let first = first?;
     context.status.enter(WorkerPhase::Streaming);
     tracing::info!(lsn = %checkpoint.end_lsn, sequence = checkpoint.sequence, "streaming");
     applier.begin_ranges();
-    applier.take(first).await?;
-    apply_until_stopped(context, &mut applier, &mut watch).await?;
-    applier.close().await;
-    Ok(())
+    let applied = async {
+        applier.take(first).await?;
+        apply_until_stopped(context, &mut applier, &mut watch).await
+    };
+    match applied.await {
+        Ok(()) => {
+            applier.close().await;
+            Ok(())
+        }
+        Err(failure) => {
+            drop(applier);
+            Err(explain_refusal(context, &mut fenced, &own, failure).await)
+        }
+    }
 }
 
 async fn apply_until_stopped(

@@ -1,15 +1,20 @@
 //! Looks at the source every few seconds while the stream runs: where its log ends, how much of it the slot keeps,
 //! and whether the tables are still those that were inspected.
 
+use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
 use penstock_crds::report::{NoticeReason, Reason};
 use penstock_crds::source::PostgresSource;
 use penstock_crds::table_pattern::TablePattern;
+use tokio::sync::mpsc;
 use tokio_util::task::AbortOnDropHandle;
+use uuid::Uuid;
 
 use super::Context;
+use super::shapes::Announced;
 use super::start::{Fenced, patterns};
+use crate::change::{PresentTable, RelationId, TableShape};
 use crate::failure::Failure;
 use crate::postgres::{End, Endpoint, Session};
 use crate::serve::Metrics;
@@ -19,12 +24,15 @@ use crate::status::Status;
 const LOOK_EVERY: Duration = Duration::from_secs(3);
 /// The tables change seldom, and listing many of them takes a while.
 const LOOK_AT_TABLES_EVERY: Duration = Duration::from_secs(10);
+/// Whoever comes after the watch in the queue for a lock waits as long.
+const LOCK_PATIENCE: Duration = Duration::from_secs(2);
 
 /// Watches until the handle is dropped. What ends the watch, ends the attempt: the next one looks at the tables anew.
 pub(super) fn watch_source(
     context: Context<'_>,
     fenced: &Fenced,
     followed: Followed,
+    announcer: Announcer,
 ) -> Result<AbortOnDropHandle<Failure>, Failure> {
     let settings = context.settings;
     let watch = Watch {
@@ -33,11 +41,12 @@ pub(super) fn watch_source(
         publication: fenced.publication.clone(),
         is_first_shard: settings.shard == 0,
         followed,
+        announcer,
         patterns: patterns(context)?,
         spec: settings.pipeline.manifest.spec.source.postgres.clone(),
         status: context.status.clone(),
         metrics: context.metrics.clone(),
-        tables_looked_at: Instant::now(),
+        tables_looked_at: None,
         refused: None,
     };
     Ok(AbortOnDropHandle::new(tokio::spawn(watch.run())))
@@ -50,13 +59,43 @@ struct Watch {
     is_first_shard: bool,
     /// Those of this shard; for shard 0, which keeps the publication, those of all.
     followed: Followed,
+    announcer: Announcer,
     patterns: Vec<TablePattern>,
     spec: PostgresSource,
     status: Status,
     metrics: Metrics,
-    tables_looked_at: Instant,
+    /// When; `None`: not yet in this run.
+    tables_looked_at: Option<Instant>,
     /// Why a new table cannot be copied, as it was told.
     refused: Option<String>,
+}
+
+/// Tells the stream about tables whose columns are not as they were.
+pub(super) struct Announcer {
+    /// As the sink's rows are, or as they were announced since.
+    pub(super) known: HashMap<RelationId, TableShape>,
+    pub(super) announce: mpsc::UnboundedSender<Announced>,
+}
+
+impl Announcer {
+    async fn look(&mut self, session: &Session) -> Result<(), SourceError> {
+        let ids: Vec<RelationId> = self.known.keys().copied().collect();
+        let now = source::shapes(session, &ids).await?;
+        for (id, shape) in now {
+            if self.known.get(&id) == Some(&shape) {
+                continue;
+            }
+            let content = Uuid::new_v4().to_string();
+            let mut told = None;
+            let tell = |present: PresentTable| {
+                told = Some(present.shape.clone());
+                let _nobody_listens = self.announce.send(Announced { content: content.clone(), present });
+            };
+            source::announce_table(session, id, LOCK_PATIENCE, &content, tell).await?;
+            self.known.extend(told.map(|shape| (id, shape)));
+        }
+        Ok(())
+    }
 }
 
 /// How a look ends that finds what it should.
@@ -96,12 +135,15 @@ impl Watch {
         self.status.source_ends_at(now.end);
         self.status.reached(End::Source);
         self.metrics.retained_wal.set(i64::try_from(now.retained_bytes).unwrap_or(i64::MAX));
-        if self.tables_looked_at.elapsed() < LOOK_AT_TABLES_EVERY {
+        if self.tables_looked_at.is_some_and(|at| at.elapsed() < LOOK_AT_TABLES_EVERY) {
             return Ok(Look::Usual(session));
         }
-        self.tables_looked_at = Instant::now();
+        self.tables_looked_at = Some(Instant::now());
         Ok(match self.what_changed(&session).await? {
-            None => Look::Usual(session),
+            None => {
+                self.announcer.look(&session).await?;
+                Look::Usual(session)
+            }
             Some(what) => {
                 let message = format!("While changes were read, {what}; the tables are looked at again.");
                 Look::Changed(Failure::new(Reason::TablesChanged, message))

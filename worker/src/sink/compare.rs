@@ -5,6 +5,7 @@ use super::ddl::{column_list, key_columns, nullable_definition, type_sql};
 use super::fit::{Unfit, fit_column};
 use super::owner::TableMap;
 use crate::change::table::{SourceColumn, SourceTable, quote_identifier};
+use crate::evolve::widens;
 
 /// One thing that is different, and what would make it fit.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -15,11 +16,33 @@ pub(super) struct Difference {
     pub(super) statement: String,
     /// The statement makes room for the source's values, but does not bring those of rows that are there already.
     pub(super) is_about_values: bool,
+    /// What the statement does to the sink table.
+    pub(super) effect: Effect,
+    /// The column that is added.
+    pub(super) column: Option<String>,
+}
+
+/// What a statement does to a sink table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Effect {
+    /// Values are allowed that were not, and nothing else.
+    Relaxes,
+    /// A column is added.
+    AddsColumn,
+    /// A column gets a type that takes every value of the one before.
+    Widens,
+    /// Something that a person should decide.
+    Other,
 }
 
 impl Difference {
     pub(super) fn new(what: impl Into<String>, statement: impl Into<String>) -> Self {
-        Self { what: what.into(), statement: statement.into(), is_about_values: false }
+        let (what, statement) = (what.into(), statement.into());
+        Self { what, statement, is_about_values: false, effect: Effect::Other, column: None }
+    }
+
+    pub(super) fn relaxing(what: impl Into<String>, statement: impl Into<String>) -> Self {
+        Self { effect: Effect::Relaxes, ..Self::new(what, statement) }
     }
 
     pub(super) fn about_values(what: impl Into<String>, statement: impl Into<String>) -> Self {
@@ -133,10 +156,11 @@ pub(super) fn missing_key<S: AsRef<str>>(table: &str, columns: &[S], is_primary:
 }
 
 fn missing_column(table: &str, column: &SourceColumn, tables: &TableMap) -> Difference {
-    Difference::about_values(
+    let missing = Difference::about_values(
         format!("column {} is missing", column.name),
         format!("ALTER TABLE {table} ADD COLUMN {}", nullable_definition(column, tables)),
-    )
+    );
+    Difference { effect: Effect::AddsColumn, column: Some(column.name.clone()), ..missing }
 }
 
 fn column_differences(
@@ -167,14 +191,20 @@ fn column_differences(
         Err(Unfit::Within(differences)) => found.extend(differences),
         Err(Unfit::Other) => {
             let wanted = type_sql(&source.column_type, tables);
-            found.push(Difference::about_values(
+            let other = Difference::about_values(
                 format!("column {name} is {}, the source's is {wanted}", sink.column_type.sql),
                 format!("{alter} TYPE {wanted} USING {column}::{wanted}"),
-            ));
+            );
+            let (from, to) = (&sink.column_type, &source.column_type);
+            let is_wider = from.is_built_in()
+                && to.is_built_in()
+                && widens((from.oid, from.modifier), (to.oid, to.modifier));
+            let effect = if is_wider { Effect::Widens } else { Effect::Other };
+            found.push(Difference { effect, ..other });
         }
     }
     if sink.is_not_null && !source.is_not_null && !sink.is_generated() {
-        found.push(Difference::new(
+        found.push(Difference::relaxing(
             format!("column {name} is NOT NULL, the source's is not"),
             format!("{alter} DROP NOT NULL"),
         ));

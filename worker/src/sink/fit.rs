@@ -67,9 +67,13 @@ fn fit_made(source: &MadeType, sink: &MadeType, sink_sql: &str, tables: &TableMa
         {
             Ok(())
         }
-        (Definition::Enum(labels), Definition::Enum(own)) => within(
-            labels.iter().filter(|label| !own.contains(label)).map(|label| missing_label(sink_sql, label)),
-        ),
+        (Definition::Enum(labels), Definition::Enum(own)) => {
+            within(
+                labels.iter().enumerate().filter(|(_, label)| !own.contains(label)).map(|(place, label)| {
+                    missing_label(sink_sql, label, labels.get(place.wrapping_sub(1)), own)
+                }),
+            )
+        }
         (Definition::Composite { attributes, .. }, Definition::Composite { attributes: own, .. }) => {
             fit_attributes(attributes, own, sink, tables)
         }
@@ -137,10 +141,15 @@ fn within(found: impl IntoIterator<Item = Difference>) -> Result<(), Unfit> {
     if found.is_empty() { Ok(()) } else { Err(Unfit::Within(found)) }
 }
 
-/// An enum type lacks a label.
-fn missing_label(type_sql: &str, label: &str) -> Difference {
-    Difference::new(
+/// An enum type lacks a label. It gets the place that it has in the source, because labels are sorted by it.
+fn missing_label(type_sql: &str, label: &str, before: Option<&String>, own: &[String]) -> Difference {
+    let place = match (before, own.first()) {
+        (Some(before), _) => format!(" AFTER {}", quote_literal(before)),
+        (None, Some(first)) => format!(" BEFORE {}", quote_literal(first)),
+        (None, None) => String::new(),
+    };
+    Difference::relaxing(
         format!("type {type_sql} lacks the label {label}"),
-        format!("ALTER TYPE {type_sql} ADD VALUE {}", quote_literal(label)),
+        format!("ALTER TYPE {type_sql} ADD VALUE {}{place}", quote_literal(label)),
     )
 }

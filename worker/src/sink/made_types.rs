@@ -119,6 +119,21 @@ pub(super) async fn type_differences(
     Ok(found)
 }
 
+/// What would make the types that are not there.
+pub(super) async fn missing_types(
+    client: &impl GenericClient,
+    table: &SourceTable,
+    tables: &TableMap,
+) -> Result<Vec<String>, Error> {
+    let mut missing = Vec::new();
+    for (_, made) in own_types(table) {
+        if find_type(client, &tables.sink_name(&made.name)).await?.is_none() {
+            missing.extend(ddl::create_type(made, tables));
+        }
+    }
+    Ok(missing)
+}
+
 /// Makes the types that are not there.
 pub(super) async fn make_types(
     transaction: &Transaction<'_>,

@@ -11,6 +11,7 @@ mod compare;
 mod copy;
 mod ddl;
 mod error;
+mod evolve;
 mod fit;
 #[cfg(test)]
 mod fixtures;
@@ -23,10 +24,12 @@ mod ownership;
 mod plan;
 mod prepared;
 mod range;
+mod reshape;
 mod resnapshot;
 mod run;
 mod schema;
 mod session;
+mod shapes;
 mod start;
 mod state;
 mod statements;
@@ -35,10 +38,13 @@ mod value;
 mod writer;
 
 pub use clean_up::{clean_up, names_uid};
+pub use evolve::{Rules, copy_needed};
 pub use load::{ChunkEnd, Loader};
 pub use owner::{Owner, TableMap};
 pub use range::CopiedRange;
+pub use reshape::{Foreseen, Reshaped};
 pub use resnapshot::resnapshot;
+pub use shapes::Recorded;
 pub use start::{Started, start};
 pub use state::{Progress, TableState};
 pub use tables::FirstCopy;
@@ -48,6 +54,7 @@ use crate::failure::Failure;
 use crate::postgres::{Endpoint, Session};
 use run::Run;
 use session::Purpose;
+use shapes::Allowed;
 
 /// A sink whose fence this run holds. Made by [`start`].
 #[derive(Debug)]
@@ -57,6 +64,8 @@ pub struct Sink {
     tables: TableMap,
     /// As `ensure_tables` was told.
     first_copy: FirstCopy,
+    /// What may be done to tables that do not fit.
+    changes: Allowed,
     run: Run,
     session: Session,
     /// Of the server, as `server_version_num` has it: 150004.

@@ -1,5 +1,7 @@
 //! How rows of the stream go into a sink table: the stream's columns matched with the catalogue's. Pure.
 
+use std::collections::BTreeSet;
+
 use super::catalogue::{OwnValue, SinkTable, TableKind};
 use super::compare::{Difference, columns_that_block_inserts, missing_key, not_a_table};
 use super::fit::takes_built_in;
@@ -53,12 +55,25 @@ pub(super) struct Misfit<'a> {
 impl Plan {
     /// Matches the columns by name.
     pub(super) fn new<'a>(relation: &'a Relation, sink: &SinkTable) -> Result<Self, Misfit<'a>> {
+        Self::without(relation, sink, &BTreeSet::new())
+    }
+
+    /// The same, without columns that the sink does not take.
+    pub(super) fn without<'a>(
+        relation: &'a Relation,
+        sink: &SinkTable,
+        left_out: &BTreeSet<String>,
+    ) -> Result<Self, Misfit<'a>> {
         if let Some(difference) = not_a_table(sink) {
             return Err(Misfit { others: vec![difference], ..Misfit::default() });
         }
         let mut misfit = Misfit::default();
-        let columns = relation.columns.iter().map(|column| plan_column(column, sink, &mut misfit)).collect();
-        let is_filled = |name: &str| relation.columns.iter().any(|column| column.name == name);
+        let is_taken =
+            |column: &RelationColumn| relation.is_named_by(column) || !left_out.contains(&column.name);
+        let plan = |column| if is_taken(column) { plan_column(column, sink, &mut misfit) } else { None };
+        let columns = relation.columns.iter().map(plan).collect();
+        let is_filled =
+            |name: &str| relation.columns.iter().any(|column| column.name == *name && is_taken(column));
         misfit.others.extend(columns_that_block_inserts(sink, is_filled));
         let key = key_places(relation, sink, &mut misfit);
         if !misfit.missing.is_empty() || !misfit.types.is_empty() || !misfit.others.is_empty() {

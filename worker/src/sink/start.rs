@@ -62,7 +62,8 @@ pub async fn start(
         .map_err(|error| failed(&error, "naming the session"))?;
     let first_copy = FirstCopy::Copied;
     let server_version = identity.server_version;
-    Ok((Sink { endpoint, owner, tables, first_copy, run, session, server_version }, started))
+    let changes = super::shapes::Allowed::default();
+    Ok((Sink { endpoint, owner, tables, first_copy, changes, run, session, server_version }, started))
 }
 
 async fn identify(session: &Session) -> Result<SinkIdentity, Failure> {

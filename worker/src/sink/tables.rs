@@ -11,6 +11,7 @@ use super::compare::{Difference, differences};
 use super::error::failed;
 use super::made_types::{ExtensionTypes, make_types, type_differences};
 use super::ownership::{self, Claim};
+use super::shapes::is_to_be_copied;
 use super::state::{TableState, fenced_ddl_transaction, read_state, write_state};
 use super::{Sink, ddl};
 use crate::change::table::{SourceTable, TableName, quote_identifier};
@@ -45,6 +46,7 @@ impl Sink {
         let extensions = ExtensionTypes::read(&self.session.client, tables)
             .await
             .map_err(|error| failed(&error, "looking for the types of extensions"))?;
+        self.bring_up(tables, &extensions).await?;
         self.refuse_mismatches(tables, &extensions).await?;
         self.release_moved(tables).await?;
         let mut states = BTreeMap::new();
@@ -56,7 +58,7 @@ impl Sink {
     }
 
     async fn refuse_mismatches(
-        &self,
+        &mut self,
         tables: &[SourceTable],
         extensions: &ExtensionTypes,
     ) -> Result<(), Failure> {
@@ -73,14 +75,24 @@ impl Sink {
                 let known = read_state(&self.session.client, &self.owner.uid, source)
                     .await
                     .map_err(|error| failed(&error, &doing))?;
-                let is_copied = self.first_copy == FirstCopy::Copied && known.is_some();
+                let state = known.map(|(_, state)| state);
+                let is_copied = self.first_copy == FirstCopy::Copied
+                    && state.as_ref().is_some_and(|s| !is_to_be_copied(s));
+                let found = self.not_tolerated(&source.name, state, found);
+                if found.is_empty() {
+                    continue;
+                }
                 mismatches.push(Mismatch { table: name, found, is_copied });
             }
         }
         if mismatches.is_empty() { Ok(()) } else { Err(mismatch(&mismatches)) }
     }
 
-    async fn mismatches_of(&self, source: &SourceTable, name: &TableName) -> Result<Vec<Difference>, Error> {
+    pub(super) async fn mismatches_of(
+        &self,
+        source: &SourceTable,
+        name: &TableName,
+    ) -> Result<Vec<Difference>, Error> {
         let sink = read_table(&self.session.client, name).await?;
         let found = sink.map_or_else(Vec::new, |sink| differences(source, &sink, &self.tables));
         if found.is_empty() {

@@ -1,6 +1,6 @@
 //! Applies batches of changes, each in one transaction that moves the checkpoint with them.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::fmt;
 use std::sync::Arc;
 
@@ -28,9 +28,9 @@ use crate::postgres::Session;
 
 /// Applies batches of changes. One transaction is open at a time; dropping the writer rolls it back.
 pub struct Writer {
-    session: Session,
+    pub(super) session: Session,
     run: Run,
-    tables: TableMap,
+    pub(super) tables: TableMap,
     /// The rows that are there were copied by this pipeline.
     is_copied: bool,
     plans: HashMap<RelationId, Arc<Plan>>,
@@ -94,19 +94,30 @@ impl Writer {
     /// # Errors
     /// `SinkTableMismatch`, with the statements that would make the sink table fit.
     pub async fn describe(&mut self, relation: &Relation) -> Result<TableTraits, Failure> {
-        self.prepared.forget(relation.id);
-        self.plans.remove(&relation.id);
-        match self.match_columns(relation).await {
-            Ok(plan) => {
-                let traits = plan.traits();
-                self.plans.insert(relation.id, Arc::new(plan));
-                Ok(traits)
-            }
+        self.describe_without(relation, &BTreeSet::new()).await
+    }
+
+    /// The same for a table that does not take some of the columns.
+    pub(super) async fn describe_without(
+        &mut self,
+        relation: &Relation,
+        left_out: &BTreeSet<String>,
+    ) -> Result<TableTraits, Failure> {
+        match self.match_columns(relation, left_out).await {
+            Ok(plan) => Ok(self.adopt(relation, plan)),
             Err(failure) => Err(self.give_up(failure).await),
         }
     }
 
-    async fn match_columns(&self, relation: &Relation) -> Result<Plan, Failure> {
+    /// From here on rows of the relation are written by this plan.
+    pub(super) fn adopt(&mut self, relation: &Relation, plan: Plan) -> TableTraits {
+        self.prepared.forget(relation.id);
+        let traits = plan.traits();
+        self.plans.insert(relation.id, Arc::new(plan));
+        traits
+    }
+
+    async fn match_columns(&self, relation: &Relation, left_out: &BTreeSet<String>) -> Result<Plan, Failure> {
         let name = self.tables.sink_name(&TableName::new(&relation.schema, &relation.name));
         let doing = format!("reading the sink table {name}");
         let error = |error: Error| failed(&error, &doing);
@@ -114,7 +125,7 @@ impl Writer {
             let message = format!("The sink table {name} is gone. It is made anew and copied again.");
             return Err(Failure::new(Reason::SinkTableMismatch, message));
         };
-        match Plan::new(relation, &table) {
+        match Plan::without(relation, &table, left_out) {
             Ok(plan) => Ok(plan),
             Err(misfit) => {
                 let found = self.differences(&name, misfit).await.map_err(error)?;
@@ -207,6 +218,11 @@ impl Writer {
             Err(error) => Err(failed(&error, "noting how far a table is copied")),
         };
         self.settle(noted).await
+    }
+
+    /// Whether a transaction is open.
+    pub fn is_open(&self) -> bool {
+        self.transaction == State::Open
     }
 
     /// Ends a transaction that changed no rows of tables.
@@ -317,7 +333,12 @@ impl Writer {
         reach(Point::AfterSinkCommit)
     }
 
-    async fn settle(&mut self, outcome: Result<(), Failure>) -> Result<(), Failure> {
+    /// Something begins that must be done for the transaction to be committed.
+    pub(super) fn unsettle(&mut self) {
+        self.transaction = State::Unsettled;
+    }
+
+    pub(super) async fn settle(&mut self, outcome: Result<(), Failure>) -> Result<(), Failure> {
         match outcome {
             Ok(()) => {
                 self.transaction = State::Open;
@@ -329,7 +350,7 @@ impl Writer {
 
     /// Rolls back. The fence is read again before anything is made of the failure: a run that was replaced says
     /// so, and not that the sink is wrong.
-    async fn give_up(&mut self, failure: Failure) -> Failure {
+    pub(super) async fn give_up(&mut self, failure: Failure) -> Failure {
         self.roll_back().await;
         match self.run.is_current(&self.session.client).await {
             Ok(false) => self.run.lost(),
@@ -338,7 +359,7 @@ impl Writer {
     }
 
     /// An error here means that the connection is gone, and the transaction with it.
-    pub(super) async fn roll_back(&mut self) {
+    pub async fn roll_back(&mut self) {
         let _gone_either_way = self.session.batch_execute("ROLLBACK").await;
         self.transaction = State::None;
     }

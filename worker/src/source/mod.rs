@@ -17,6 +17,7 @@ mod published;
 mod ranges;
 mod raw;
 mod reader;
+mod shape;
 mod slot;
 mod stream;
 mod types;
@@ -33,6 +34,7 @@ pub use preflight::{Inspection, check_room, preflight};
 pub use publication::{PublicationName, carried_tables, drop_publication, ensure_publication};
 pub use ranges::{RangeAnswer, RangeReader, RangeRequest, WATERMARK_PREFIX, read_key, spawn_range_reader};
 pub use reader::{Frame, Reader, spawn_reader};
+pub use shape::{Shapes, announce_table, present_table, shapes};
 pub use slot::{
     InvalidSlotName, SlotName, SlotState, drop_slot, end_stale_sessions, end_stale_walsender, slot_state,
 };

@@ -58,6 +58,8 @@ CREATE TABLE penstock.table_state (
     ready_lsn     pg_lsn      CHECK ((state = 'ready') = (ready_lsn IS NOT NULL)),
     chunks_copied bigint      NOT NULL DEFAULT 0,
     rows_copied   bigint      NOT NULL DEFAULT 0,
+    -- The source's columns as the sink's rows have them, with what tells whether the source rewrote its rows since.
+    shape         text,
     updated_at    timestamptz NOT NULL DEFAULT now(),
     PRIMARY KEY (uid, source_schema, source_table)
 );

@@ -8,7 +8,7 @@ use std::collections::HashMap;
 
 use tokio_postgres::Client;
 
-pub(super) use tables::{FoundTable, find_tables};
+pub(super) use tables::{FoundTable, find_tables, tables_of};
 
 use super::error::SourceError;
 use crate::change::RelationId;

@@ -67,7 +67,15 @@ pub(in crate::source) async fn find_tables(
     patterns: &[TablePattern],
 ) -> Result<Vec<FoundTable>, SourceError> {
     let chosen = match_names(client, patterns).await?;
-    let tree = read_partitions(client, &chosen).await?;
+    tables_of(client, &chosen).await
+}
+
+/// These tables and their partitions.
+pub(in crate::source) async fn tables_of(
+    client: &Client,
+    chosen: &[u32],
+) -> Result<Vec<FoundTable>, SourceError> {
+    let tree = read_partitions(client, chosen).await?;
     let below: HashSet<RelationId> = tree.iter().filter(|(root, id)| root != id).map(|(_, id)| *id).collect();
     let roots: HashMap<RelationId, RelationId> =
         tree.into_iter().filter(|(root, _)| !below.contains(root)).map(|(root, id)| (id, root)).collect();

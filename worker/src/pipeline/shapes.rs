@@ -1,0 +1,305 @@
+//! Tables whose columns change: what the catalogue says joined with what the stream says and what the sink holds.
+//!
+//! The order is what makes it exact. Rows of a new shape wait until the sink table takes them, in the same sink
+//! transaction. The catalogue is read after the stream brought the shape, so it may be ahead; `evolve` knows what
+//! can still be told then. Where nothing comes in the stream, the watch writes a message into the source's log under a
+//! lock: where the stream meets it, the table is as it was read.
+
+use std::collections::{BTreeSet, HashMap};
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use penstock_crds::report::{NoticeReason, Reason};
+use penstock_crds::source::SnapshotMode;
+use tokio::sync::mpsc;
+
+use super::Context;
+use super::apply::Applier;
+use super::start::{Assigned, Fenced, Source};
+use crate::batch::TableTraits;
+use crate::change::table::{SourceTable, TableName};
+use crate::change::{PresentTable, Relation, RelationId, TableShape};
+use crate::evolve::{Explanation, Occasion, explain};
+use crate::failure::Failure;
+use crate::postgres::{End, Endpoint, Session};
+use crate::sink::{Foreseen, Reshaped, Rules, copy_needed};
+use crate::source;
+
+/// How long an ALTER TABLE that is under way is waited for. A sink transaction may be open meanwhile.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// A table as the stream will find it where it meets the message.
+#[derive(Debug)]
+pub(super) struct Announced {
+    /// The message's content.
+    pub(super) content: String,
+    pub(super) present: PresentTable,
+}
+
+/// What the sink's rows look like, and where to ask for more.
+pub(super) struct ShapeKeeper {
+    pub(super) recorded: HashMap<RelationId, TableShape>,
+    pub(super) rules: Rules,
+    endpoint: Endpoint,
+    session: Option<Session>,
+    announced: mpsc::UnboundedReceiver<Announced>,
+    waiting: Vec<Announced>,
+}
+
+/// What the manifest allows.
+pub(super) fn rules(context: Context<'_>) -> Rules {
+    let spec = &context.settings.pipeline.manifest.spec;
+    Rules {
+        policy: spec.sink.postgres.schema_changes,
+        may_copy: spec.source.postgres.snapshot.mode == SnapshotMode::Initial,
+    }
+}
+
+/// Before the sink's tables are compared: what happened to the source's while no worker ran, as far as it needs no
+/// stream. Rewritten rows are copied again; what needs a person is said before anything is streamed.
+pub(super) async fn look_back(
+    context: Context<'_>,
+    source: &Source,
+    assigned: &Assigned,
+    fenced: &mut Fenced,
+) -> Result<(), Failure> {
+    let rules = rules(context);
+    fenced.sink.allow(rules);
+    let recorded = fenced.sink.recorded().await?;
+    let mut pending = BTreeSet::new();
+    let mut rewritten = Vec::new();
+    for table in &assigned.tables {
+        let (Some(known), Some(shape)) = (recorded.get(&table.name), source.shapes.get(&table.id)) else {
+            continue;
+        };
+        if known.source != table.id || known.shape == *shape {
+            continue;
+        }
+        if !known.is_followed {
+            fenced.sink.refuse_left_behind(&table.name, &known.shape, shape).await?;
+            continue;
+        }
+        let present = PresentTable { table: table.clone(), shape: shape.clone() };
+        let relation = present.relation();
+        let why = match explain(&known.shape, shape, &relation, Occasion::Present) {
+            Explanation::Known(change) => {
+                match fenced.sink.foresee(&relation, &change, table, rules).await? {
+                    Foreseen::Fits => None,
+                    Foreseen::CopyAgain(why) => Some(why),
+                }
+            }
+            Explanation::Unknown(why) => Some(why),
+        };
+        match why {
+            None => drop(pending.insert(table.name.clone())),
+            Some(why) if rules.copies() => {
+                announce_copy(context, &table.name, &why);
+                rewritten.push(table.name.clone());
+            }
+            Some(why) => return Err(copy_needed(&table.name, &why, rules)),
+        }
+    }
+    fenced.sink.leave_to_stream(pending);
+    fenced.sink.copy_again(&rewritten).await
+}
+
+fn announce_copy(context: Context<'_>, table: &TableName, why: &str) {
+    context
+        .status
+        .notice(NoticeReason::SchemaChangeApplied, format!("{table} is copied again, because {why}"));
+}
+
+/// Whether the catalogue is still as it was inspected; a snapshot in between then has the same columns.
+pub(super) async fn check_unchanged(
+    session: &Session,
+    tables: &[SourceTable],
+    shapes: &source::Shapes,
+) -> Result<(), Failure> {
+    let ids: Vec<RelationId> = tables.iter().map(|table| table.id).collect();
+    let now = source::shapes(session, &ids).await?;
+    let is_other = |table: &&SourceTable| now.get(&table.id) != shapes.get(&table.id);
+    match tables.iter().find(is_other) {
+        None => Ok(()),
+        Some(table) => Err(altered(&table.name)),
+    }
+}
+
+/// The inspection took a while; what it found must be of one moment.
+pub(super) fn check_inspection(source: &Source) -> Result<(), Failure> {
+    for table in &source.inspection.tables {
+        let shape = source.shapes.get(&table.id);
+        let names = |shape: &TableShape| {
+            shape
+                .columns
+                .iter()
+                .map(|column| &column.name)
+                .eq(table.columns.iter().map(|column| &column.name))
+        };
+        if !shape.is_some_and(names) {
+            return Err(altered(&table.name));
+        }
+    }
+    Ok(())
+}
+
+fn altered(table: &TableName) -> Failure {
+    let message =
+        format!("The source table {table} was altered while it was looked at; it is looked at again.");
+    Failure::new(Reason::TablesChanged, message)
+}
+
+/// A row was refused. If the source allows by now what the sink does not, that is the reason.
+pub(super) async fn explain_refusal(
+    context: Context<'_>,
+    fenced: &mut Fenced,
+    tables: &[TableName],
+    failure: Failure,
+) -> Failure {
+    if failure.reason != Reason::SinkRejectedRow {
+        return failure;
+    }
+    let looked = async {
+        let source = super::start::inspect_source(context).await?;
+        let own: Vec<SourceTable> =
+            source.inspection.tables.into_iter().filter(|table| tables.contains(&table.name)).collect();
+        source.session.close().await;
+        fenced.sink.relax(&own).await
+    };
+    match looked.await {
+        Ok(done) if done.is_empty() => failure,
+        Ok(done) => {
+            let done = done.join("; ");
+            context
+                .status
+                .notice(NoticeReason::SchemaChangeApplied, format!("allowed, as the source does: {done}"));
+            let message =
+                format!("The sink refused a row, because {done}. That is mended; the row is written again.");
+            Failure::new(Reason::TablesChanged, message)
+        }
+        Err(told) if told.reason == Reason::SinkTableMismatch => told,
+        Err(_) => failure,
+    }
+}
+
+impl ShapeKeeper {
+    pub(super) fn new(
+        context: Context<'_>,
+        recorded: HashMap<RelationId, TableShape>,
+        announced: mpsc::UnboundedReceiver<Announced>,
+    ) -> Self {
+        let endpoint = context.settings.pipeline.source.clone();
+        Self { recorded, rules: rules(context), endpoint, session: None, announced, waiting: Vec::new() }
+    }
+
+    async fn read(&mut self, id: RelationId) -> Result<PresentTable, Failure> {
+        let session = match self.session.take().filter(|session| !session.client.is_closed()) {
+            Some(session) => session,
+            None => self
+                .endpoint
+                .connect("penstock columns")
+                .await
+                .map_err(|error| error.failure(End::Source, &self.endpoint.connection))?,
+        };
+        let present = source::present_table(&session, id, PATIENCE).await?;
+        self.session = Some(session);
+        Ok(present)
+    }
+
+    /// The tables that were announced by these messages.
+    fn take(&mut self, contents: &[Bytes]) -> Vec<PresentTable> {
+        while let Ok(announced) = self.announced.try_recv() {
+            self.waiting.push(announced);
+        }
+        let is_met =
+            |announced: &Announced| contents.iter().any(|content| content == announced.content.as_bytes());
+        let (met, waiting) = std::mem::take(&mut self.waiting).into_iter().partition(is_met);
+        self.waiting = waiting;
+        let met: Vec<Announced> = met;
+        met.into_iter().map(|announced| announced.present).collect()
+    }
+}
+
+impl Applier<'_> {
+    /// Matches a relation with its sink table, and brings that up if it has to be.
+    pub(super) async fn fit(&mut self, relation: &Arc<Relation>) -> Result<TableTraits, Failure> {
+        let Some(recorded) = self.shapes.recorded.get(&relation.id) else {
+            return self.ends.writer.describe(relation).await;
+        };
+        if recorded.is_of(relation)
+            && let Some(traits) = self.ends.writer.describe_if_fit(relation).await?
+        {
+            return Ok(traits);
+        }
+        let present = self.shapes.read(relation.id).await?;
+        self.reshape(relation, &present, Occasion::Rows).await
+    }
+
+    async fn reshape(
+        &mut self,
+        relation: &Relation,
+        present: &PresentTable,
+        occasion: Occasion,
+    ) -> Result<TableTraits, Failure> {
+        let name = &present.table.name;
+        let Some(recorded) = self.shapes.recorded.get(&relation.id) else {
+            return self.ends.writer.describe(relation).await;
+        };
+        let change = match explain(recorded, &present.shape, relation, occasion) {
+            Explanation::Known(change) => change,
+            Explanation::Unknown(why) => return Err(self.rows_are_unknown(name, &why).await),
+        };
+        let reshaped = self.ends.writer.reshape(relation, &change, &present.table, self.shapes.rules).await?;
+        let (traits, applied, ignored) = match reshaped {
+            Reshaped::Fits { traits, applied, ignored } => (traits, applied, ignored),
+            Reshaped::CopyAgain(why) => return Err(self.rows_are_unknown(name, &why).await),
+        };
+        self.is_writing = self.ends.writer.is_open();
+        if let Some(shape) = change.shape {
+            self.shapes.recorded.insert(relation.id, shape);
+        }
+        for (reason, what) in
+            [(NoticeReason::SchemaChangeApplied, applied), (NoticeReason::SchemaChangeIgnored, ignored)]
+        {
+            if !what.is_empty() {
+                self.ends.status.notice(reason, format!("{name}: {}", what.join("; ")));
+            }
+        }
+        Ok(traits)
+    }
+
+    async fn rows_are_unknown(&mut self, table: &TableName, why: &str) -> Failure {
+        if !self.shapes.rules.copies() {
+            self.ends.writer.roll_back().await;
+            return copy_needed(table, why, self.shapes.rules);
+        }
+        match self.ends.writer.copy_again(table).await {
+            Ok(()) => Failure::new(
+                Reason::TableRewritten,
+                format!("The columns of {table} changed, and {why}; the table is copied again."),
+            ),
+            Err(failure) => failure,
+        }
+    }
+
+    /// The stream is where the watch read the catalogue.
+    pub(super) async fn meet(&mut self, contents: &[Bytes]) -> Result<(), Failure> {
+        for present in self.shapes.take(contents) {
+            let id = present.table.id;
+            if self.shapes.recorded.get(&id).is_none_or(|recorded| *recorded == present.shape) {
+                continue;
+            }
+            if self.tables.get(&id).is_none_or(|table| table.name != present.table.name) {
+                continue;
+            }
+            self.write_batch().await?;
+            self.reshape(&present.relation(), &present, Occasion::Present).await?;
+            // Statements are prepared for the columns of before.
+            if let Some(described) = self.relations.get_mut(&id) {
+                described.traits = None;
+            }
+            self.commit().await?;
+        }
+        Ok(())
+    }
+}
