@@ -24,7 +24,7 @@ use crate::failpoint::{Point, reach};
 use crate::failure::Failure;
 use crate::incremental::{InvalidKey, Verdict};
 use crate::serve::Metrics;
-use crate::sink::{CopiedRange, Writer};
+use crate::sink::{BARRIER_PREFIX, Barriers, CopiedRange, Writer};
 use crate::source::{Frame, Reader, WATERMARK_PREFIX};
 use crate::status::Status;
 use penstock_crds::report::Reason;
@@ -93,6 +93,8 @@ struct Transaction {
     changes: u64,
     /// What messages with our prefix say.
     watermarks: Vec<Bytes>,
+    /// What messages about barriers say.
+    barriers: Vec<Bytes>,
 }
 
 /// Bounds of a batch, from the manifest.
@@ -107,6 +109,7 @@ pub(super) struct Bounds {
 pub(super) struct Ends<'a> {
     pub(super) reader: Reader,
     pub(super) writer: Writer,
+    pub(super) barriers: Barriers,
     pub(super) volume: &'a mut Volume,
     pub(super) status: &'a Status,
     pub(super) metrics: &'a Metrics,
@@ -199,8 +202,9 @@ impl<'a> Applier<'a> {
     async fn handle(&mut self, event: Event) -> Result<(), Failure> {
         match event {
             Event::Begin { commit_lsn, xid, commit_time } => {
-                let watermarks = Vec::new();
-                self.transaction = Some(Transaction { commit_lsn, xid, commit_time, changes: 0, watermarks });
+                let (watermarks, barriers) = (Vec::new(), Vec::new());
+                self.transaction =
+                    Some(Transaction { commit_lsn, xid, commit_time, changes: 0, watermarks, barriers });
                 Ok(())
             }
             Event::Relation(relation) => self.describe(relation).await,
@@ -209,9 +213,12 @@ impl<'a> Applier<'a> {
             Event::Message(message) => {
                 if let Some(transaction) = &mut self.transaction
                     && message.transactional
-                    && message.prefix == WATERMARK_PREFIX
                 {
-                    transaction.watermarks.push(message.content);
+                    match message.prefix.as_str() {
+                        WATERMARK_PREFIX => transaction.watermarks.push(message.content),
+                        BARRIER_PREFIX => transaction.barriers.push(message.content),
+                        _ => {}
+                    }
                 }
                 Ok(())
             }
@@ -370,7 +377,8 @@ impl<'a> Applier<'a> {
         let pending = self.pending.get_or_insert_with(|| Pending::new(settled));
         pending.settled = settled;
         if transaction.changes == 0 {
-            return self.land(transaction.commit_lsn, &transaction.watermarks).await;
+            self.land(transaction.commit_lsn, &transaction.watermarks).await?;
+            return self.meet(&transaction.barriers).await;
         }
         if pending.changes == 0 {
             pending.since = Instant::now();
@@ -384,7 +392,13 @@ impl<'a> Applier<'a> {
         if is_due {
             self.commit().await?;
         }
-        Ok(())
+        self.meet(&transaction.barriers).await
+    }
+
+    /// What the sink holds, as far as it is committed.
+    pub(super) fn checkpoint(&self) -> Checkpoint {
+        let Settled { position, end_lsn } = self.durable;
+        Checkpoint { position, end_lsn, sequence: self.sequence }
     }
 
     /// The source has nothing more for this shard up to `end`.

@@ -163,7 +163,7 @@ fn lock_statement(tables: &[SourceTable]) -> Option<String> {
 }
 
 /// A session at the snapshot. The empty `search_path` makes every printed name qualified.
-async fn open_session(
+pub(super) async fn open_session(
     endpoint: &Endpoint,
     slot: &SlotName,
     snapshot_name: &str,
