@@ -60,8 +60,10 @@ pub(super) async fn attempt(
     }
     let log = exported.follow(&publication(pipeline, &names_uid)).await?;
     let read = timeout(request.patience, window::read(log, &barrier, &pairs)).await;
-    let (mut changes, commit) = read.map_err(|_| late("the source", "sent its log up to the barrier", request))??;
-    let is_elsewhere = |arrival: &Arrival| matches!(arrival, Arrival::Held { commit_lsn, .. } if *commit_lsn != commit);
+    let (mut changes, commit) =
+        read.map_err(|_| late("the source", "sent its log up to the barrier", request))??;
+    let is_elsewhere =
+        |arrival: &Arrival| matches!(arrival, Arrival::Held { commit_lsn, .. } if *commit_lsn != commit);
     if arrivals.values().any(is_elsewhere) {
         return Ok(Round::Void("a shard met the barrier somewhere else".into()));
     }
@@ -124,8 +126,11 @@ async fn open_source(
         .connect(slot.as_str())
         .await
         .map_err(|error| error.failure(End::Source, &endpoint.connection))?;
-    let exported = timeout(request.patience, source::create_slot(endpoint, &slot, Durability::Temporary)).await;
-    let exported = exported.map_err(|_| late("the source", "made a slot: a transaction that is older is still open", request))??;
+    let exported =
+        timeout(request.patience, source::create_slot(endpoint, &slot, Durability::Temporary)).await;
+    let exported = exported.map_err(|_| {
+        late("the source", "made a slot: a transaction that is older is still open", request)
+    })??;
     let sessions = exported.open_sessions(endpoint, request.sessions).await?;
     source::emit(&emitter, BARRIER_PREFIX, &registration.id.content()).await?;
     emitter.close().await;
@@ -139,7 +144,8 @@ async fn inspect(
     registration: &Registration,
 ) -> Result<Inspection, Failure> {
     let spec = &pipeline.manifest.spec.source.postgres;
-    let patterns = spec.tables.iter().map(|table| table.parse::<TablePattern>()).collect::<Result<Vec<_>, _>>();
+    let patterns =
+        spec.tables.iter().map(|table| table.parse::<TablePattern>()).collect::<Result<Vec<_>, _>>();
     let patterns = patterns.map_err(|error| Failure::new(Reason::ManifestInvalid, error.to_string()))?;
     let inspection = source::preflight(source.session()?, spec, &patterns).await?;
     if inspection.identity.system_id != registration.facts.source_system_id {
@@ -163,8 +169,10 @@ async fn wait_for_arrivals(
     loop {
         let arrivals = registration.arrivals().await?;
         let is_void = arrivals.values().any(|arrival| matches!(arrival, Arrival::Void(_)));
-        let missing: Vec<String> =
-            (0..shards).filter(|shard| !arrivals.contains_key(shard)).map(|shard| shard.to_string()).collect();
+        let missing: Vec<String> = (0..shards)
+            .filter(|shard| !arrivals.contains_key(shard))
+            .map(|shard| shard.to_string())
+            .collect();
         if is_void || missing.is_empty() {
             return Ok(arrivals);
         }

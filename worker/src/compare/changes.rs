@@ -153,7 +153,10 @@ impl Shape {
     }
 
     fn cells(&self, row: &Row) -> Result<Vec<Cell>, &'static str> {
-        self.columns.iter().map(|place| row.0.get(*place).and_then(cell).ok_or("a value that is no text")).collect()
+        self.columns
+            .iter()
+            .map(|place| row.0.get(*place).and_then(cell).ok_or("a value that is no text"))
+            .collect()
     }
 
     fn texts(&self, row: &Row, old: Option<&Row>) -> Result<Vec<Option<String>>, &'static str> {
@@ -251,7 +254,10 @@ impl TableChanges {
         for (sign, values) in [(-1, old), (1, new)] {
             let Some(values) = values else { continue };
             self.bytes += size_of::<Delta>()
-                + values.iter().map(|value| size_of::<String>() + value.as_ref().map_or(0, String::len)).sum::<usize>();
+                + values
+                    .iter()
+                    .map(|value| size_of::<String>() + value.as_ref().map_or(0, String::len))
+                    .sum::<usize>();
             self.deltas.push(Delta { sign, values });
         }
         Ok(())

@@ -78,7 +78,12 @@ fn whole(id: &str, body: Cell, origin: Option<&str>) -> Last {
 fn the_last_state_of_a_key_counts() {
     let changes = after(
         &["id"],
-        &[insert("1", "a"), update(None, "1", "b"), insert("2", "-"), Change::Delete { relation: ID, old: old_key("2") }],
+        &[
+            insert("1", "a"),
+            update(None, "1", "b"),
+            insert("2", "-"),
+            Change::Delete { relation: ID, old: old_key("2") },
+        ],
     );
     assert_eq!(at(&changes, "1"), whole("1", Cell::of("b"), None));
     assert_eq!(at(&changes, "2"), Last::Gone);
@@ -88,7 +93,12 @@ fn the_last_state_of_a_key_counts() {
 fn a_value_that_is_not_sent_is_that_of_the_row_whatever_its_key_became() {
     let changes = after(
         &["id"],
-        &[update(Some(old_key("1")), "2", "?"), update(Some(old_key("2")), "3", "?"), insert("4", "long"), update(None, "4", "?")],
+        &[
+            update(Some(old_key("1")), "2", "?"),
+            update(Some(old_key("2")), "3", "?"),
+            insert("4", "long"),
+            update(None, "4", "?"),
+        ],
     );
     assert_eq!(at(&changes, "3"), whole("3", Cell::Unchanged, Some("1")));
     assert_eq!((at(&changes, "1"), at(&changes, "2")), (Last::Gone, Last::Gone));
@@ -114,13 +124,13 @@ fn keys_that_swap_their_rows_keep_apart() {
 #[test]
 fn rows_without_key_come_and_go() {
     let old = || OldRow::Full(row("1", "-"));
-    let changes = after(&[], &[insert("1", "-"), update(Some(old()), "2", "?"), Change::Delete { relation: ID, old: old() }]);
+    let changes = after(
+        &[],
+        &[insert("1", "-"), update(Some(old()), "2", "?"), Change::Delete { relation: ID, old: old() }],
+    );
     let values = |id: &str| vec![Some(id.to_owned()), None];
     let expected = [(1, "1"), (-1, "1"), (1, "2"), (-1, "1")];
-    assert_eq!(
-        changes.deltas,
-        expected.map(|(sign, id)| Delta { sign, values: values(id) })
-    );
+    assert_eq!(changes.deltas, expected.map(|(sign, id)| Delta { sign, values: values(id) }));
     let mut all = Changes::default();
     all.describe(&relation(&["id", "body"]), &subject(&[]), &subject(&[]).columns);
     let partial = Change::Delete { relation: ID, old: old_key("1") };
@@ -133,7 +143,8 @@ fn a_table_that_is_truncated_or_altered_or_changed_too_much_is_void() {
     let void = |changes: TableChanges| changes.void.unwrap_or_default();
     assert!(void(after(&["id"], &[truncate, insert("1", "a")])).contains("truncated"));
     let subject = subject(&["id"]);
-    for shapes in [vec![vec!["id"]], vec![vec!["id", "body"], vec!["body", "id"]], vec![vec!["id", "other"]]] {
+    for shapes in [vec![vec!["id"]], vec![vec!["id", "body"], vec!["body", "id"]], vec![vec!["id", "other"]]]
+    {
         let mut all = Changes::default();
         for shape in shapes {
             all.describe(&relation(&shape), &subject, &subject.columns);

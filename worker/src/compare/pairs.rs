@@ -47,7 +47,8 @@ pub(super) fn pair(
                 pairs.insert(table.id, pair);
             }
             Err(why) => {
-                let sink = at_barrier.get(&table.name).map_or_else(String::new, |(_, found)| found.sink.to_string());
+                let sink =
+                    at_barrier.get(&table.name).map_or_else(String::new, |(_, found)| found.sink.to_string());
                 unknown.push(TableResult::unknown(table.name.to_string(), sink, why));
             }
         }
@@ -55,11 +56,7 @@ pub(super) fn pair(
     (pairs, unknown)
 }
 
-fn one(
-    table: &SourceTable,
-    found: Option<(u16, &TableAtBarrier)>,
-    majors: Majors,
-) -> Result<Pair, String> {
+fn one(table: &SourceTable, found: Option<(u16, &TableAtBarrier)>, majors: Majors) -> Result<Pair, String> {
     let Some((shard, found)) = found else { return Err("the pipeline has not taken it in yet".into()) };
     if found.source_oid != table.id.0 {
         return Err("it was made anew at the source and is not copied yet".into());

@@ -12,12 +12,12 @@ use std::time::Duration;
 
 use futures::future::try_join_all;
 use tokio::time::sleep;
-use tokio_postgres::{Error, Row};
 use tokio_postgres::types::ToSql;
+use tokio_postgres::{Error, Row};
 use tokio_util::task::AbortOnDropHandle;
 
-use super::changes::{Delta, Key};
 use super::cell::Cell;
+use super::changes::{Delta, Key};
 use super::subject::{Buckets, Hashing, Subject};
 use super::sums::Sums;
 use crate::change::table::TableName;
@@ -82,7 +82,8 @@ impl Side {
 
     /// The first session: for what is read once.
     pub(super) fn session(&self) -> Result<&Session, Failure> {
-        let none = || Failure::new(self.end.unreachable(), format!("No session with the {} is open.", self.end));
+        let none =
+            || Failure::new(self.end.unreachable(), format!("No session with the {} is open.", self.end));
         self.sessions.first().ok_or_else(none)
     }
 
@@ -159,8 +160,10 @@ impl Side {
     ) -> Result<Vec<i64>, Unsettled> {
         let session = self.session()?;
         let failed = |error: Error| self.later(&error, &subject.name);
-        let statement =
-            session.prepare(&format!("SELECT {}", subject.hash_of_parameter(hashing))).await.map_err(failed)?;
+        let statement = session
+            .prepare(&format!("SELECT {}", subject.hash_of_parameter(hashing)))
+            .await
+            .map_err(failed)?;
         let mut hashes = Vec::with_capacity(rows.len());
         for row in rows {
             let found = session.query_one(&statement, &[&row.values]).await.and_then(|row| row.try_get(0));
@@ -194,7 +197,8 @@ impl Locked<'_> {
             let rows = session.query(&subject.sums_sql(part, hashing, buckets), &parameters).await?;
             let mut sums = sums.lock().unwrap_or_else(PoisonError::into_inner);
             for row in &rows {
-                let (bucket, count, sum): (i64, i64, String) = (row.try_get(0)?, row.try_get(1)?, row.try_get(2)?);
+                let (bucket, count, sum): (i64, i64, String) =
+                    (row.try_get(0)?, row.try_get(1)?, row.try_get(2)?);
                 // A sum of 64-bit numbers over fewer rows than that many fits.
                 sums.add(bucket, count, sum.parse().unwrap_or_default());
             }

@@ -44,9 +44,7 @@ impl Hashing {
         } else {
             format!("pg_catalog.encode(pg_catalog.convert_to({text}, 'UTF8'), 'hex')")
         };
-        format!(
-            "pg_catalog.hashtextextended(({text}) COLLATE pg_catalog.\"C\", ({seed})::pg_catalog.int8)"
-        )
+        format!("pg_catalog.hashtextextended(({text}) COLLATE pg_catalog.\"C\", ({seed})::pg_catalog.int8)")
     }
 }
 
@@ -135,7 +133,9 @@ impl Subject {
         );
         let list: Vec<String> = keys
             .iter()
-            .map(|key| format!("({})", key.iter().map(|part| quote_literal(part)).collect::<Vec<_>>().join(", ")))
+            .map(|key| {
+                format!("({})", key.iter().map(|part| quote_literal(part)).collect::<Vec<_>>().join(", "))
+            })
             .collect();
         if self.is_key_built_in {
             let key: Vec<String> =
@@ -262,6 +262,9 @@ mod tests {
         assert!(sql.contains("(-1)::pg_catalog.int8") && !sql.contains("unnest"), "{sql}");
         let keyed = Subject { key: vec!["C".into()], ..subject };
         let sql = keyed.sums_sql("x AS t WHERE true", hashing, &Buckets::for_rows(0));
-        assert!(sql.contains("unnest($1::pg_catalog.text[])") && sql.contains("(2)::pg_catalog.int8"), "{sql}");
+        assert!(
+            sql.contains("unnest($1::pg_catalog.text[])") && sql.contains("(2)::pg_catalog.int8"),
+            "{sql}"
+        );
     }
 }

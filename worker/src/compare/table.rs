@@ -139,20 +139,18 @@ impl Comparing<'_> {
             let keys: Vec<Key> = some.iter().map(|(key, _)| (*key).clone()).collect();
             let origins: BTreeSet<Key> = some.iter().filter_map(|(_, last)| last.needs()).cloned().collect();
             let origins: Vec<Key> = origins.into_iter().collect();
-            let (before, found) = try_join(
-                self.source.lookup(self.subject, &origins),
-                self.sink.lookup(self.subject, &keys),
-            )
-            .await?;
+            let (before, found) =
+                try_join(self.source.lookup(self.subject, &origins), self.sink.lookup(self.subject, &keys))
+                    .await?;
             for (key, last) in some {
                 let origin = last.needs().and_then(|origin| before.get(origin)?.first());
                 let expected = last.whole(origin.map(Vec::as_slice)).ok_or_else(|| {
                     Unsettled::Later("a value that the stream did not repeat is not in the snapshot".into())
                 })?;
                 let found = found.get(*key).map_or(&[][..], Vec::as_slice);
-                self.result.source_rows += u64::from(expected.is_some());
+                self.result.source_rows += expected.len() as u64;
                 self.result.sink_rows += found.len() as u64;
-                self.judge(key, expected.as_slice(), found);
+                self.judge(key, &expected, found);
             }
         }
         Ok(())
@@ -203,9 +201,8 @@ impl Comparing<'_> {
         excluded: &[&Key],
         deltas: &[(i64, i64)],
     ) -> Result<(), Unsettled> {
-        let too_many = |differing: &[(i64, u64)]| {
-            differing.iter().map(|(_, rows)| *rows).sum::<u64>() > SEARCH_ROWS_MAX
-        };
+        let too_many =
+            |differing: &[(i64, u64)]| differing.iter().map(|(_, rows)| *rows).sum::<u64>() > SEARCH_ROWS_MAX;
         while too_many(&differing) {
             self.result.is_at_least |= differing.len() > SEARCH_BUCKETS_MAX;
             differing.truncate(SEARCH_BUCKETS_MAX);
@@ -245,8 +242,11 @@ impl Comparing<'_> {
         for row in sink.iter().filter(|row| !excluded.contains(&row.name)) {
             hashes.entry(&row.name).or_default().1.push(row.hash);
         }
-        let differing: Vec<Key> =
-            hashes.into_iter().filter(|(_, (source, sink))| !is_same_set(source, sink)).map(|(key, _)| key.clone()).collect();
+        let differing: Vec<Key> = hashes
+            .into_iter()
+            .filter(|(_, (source, sink))| !is_same_set(source, sink))
+            .map(|(key, _)| key.clone())
+            .collect();
         let named = self.limit.saturating_sub(self.differences.len()).min(differing.len());
         let (named, rest) = differing.split_at(named);
         self.result.differing_rows += rest.len() as u64;
@@ -311,15 +311,15 @@ impl Last {
         }
     }
 
-    /// The row, if there is one, with the values of the snapshot's row where they did not change. `None`: there is no
-    /// such row.
-    fn whole(&self, before: Option<&[Cell]>) -> Option<Option<Vec<Cell>>> {
-        let Self::Row { cells, .. } = self else { return Some(None) };
+    /// The row with the values of the snapshot's row where they did not change; none, if it is gone. `None`: there is
+    /// no such row in the snapshot.
+    fn whole(&self, before: Option<&[Cell]>) -> Option<Vec<Vec<Cell>>> {
+        let Self::Row { cells, .. } = self else { return Some(Vec::new()) };
         let cell = |(place, cell): (usize, &Cell)| match cell {
             Cell::Unchanged => before?.get(place).cloned(),
             Cell::Null | Cell::Text(_) | Cell::Digest(..) => Some(cell.clone()),
         };
-        cells.iter().enumerate().map(cell).collect::<Option<Vec<_>>>().map(Some)
+        cells.iter().enumerate().map(cell).collect::<Option<Vec<_>>>().map(|row| vec![row])
     }
 }
 

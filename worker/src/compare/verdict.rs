@@ -204,7 +204,8 @@ mod tests {
     use super::*;
 
     fn table(verdict: Verdict) -> TableResult {
-        let mut table = TableResult::unknown("public.t".into(), "public.t".into(), "it is being copied".into());
+        let mut table =
+            TableResult::unknown("public.t".into(), "public.t".into(), "it is being copied".into());
         table.verdict = verdict;
         table
     }

@@ -25,7 +25,6 @@ pub(super) async fn read(
         assembler.accept(decode::decode(payload)?, &mut events)?;
         for event in events.drain(..) {
             match event {
-                Event::Begin { .. } => {}
                 Event::Relation(relation) => {
                     if let Some(pair) = pairs.get(&relation.id) {
                         changes.describe(&relation, &pair.subject, &pair.source_columns);
@@ -48,7 +47,7 @@ pub(super) async fn read(
                         && message.content == content.as_bytes();
                 }
                 Event::Commit { position, .. } if is_met => return Ok((changes, position.commit_lsn)),
-                Event::Commit { .. } => {}
+                Event::Begin { .. } | Event::Commit { .. } => {}
             }
         }
     }

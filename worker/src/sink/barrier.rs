@@ -51,9 +51,9 @@ impl Barriers {
     /// Begins to connect: what comes before the snapshot need not wait for it.
     pub fn open(&self) -> Opening {
         let (endpoint, name) = (self.endpoint.clone(), self.application_name.clone());
-        AbortOnDropHandle::new(
-            tokio::spawn(async move { session::open(&endpoint, &name, Purpose::Hold).await }),
-        )
+        AbortOnDropHandle::new(tokio::spawn(
+            async move { session::open(&endpoint, &name, Purpose::Hold).await },
+        ))
     }
 
     /// Opens the snapshot; the sink stands at `checkpoint`, and nothing is written to it until this returns. What goes
@@ -86,10 +86,10 @@ async fn snapshot(opening: Opening, run: &Run, checkpoint: &Checkpoint) -> Resul
     let (commit, end) = (PgLsn::from(checkpoint.position.commit_lsn.0), PgLsn::from(checkpoint.end_lsn.0));
     let parameters: [&(dyn postgres_types::ToSql + Sync); 7] =
         [&run.uid, &run.shard, &run.epoch, &checkpoint.sequence, &commit, &end, &run.id];
-    let (begun, found) =
-        futures::future::join(begin, async { session.query_opt(sql, &parameters).await }).await;
-    begun.map_err(text)?;
-    match found.map_err(text)? {
+    // Both go out together.
+    let found = async { session.query_opt(sql, &parameters).await };
+    let (opened, found) = futures::future::join(begin, found).await;
+    match opened.and(found).map_err(text)? {
         Some(_) => Ok(session),
         None => Err("the checkpoint in the sink is not at the barrier: another run took over".into()),
     }

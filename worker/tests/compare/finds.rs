@@ -28,13 +28,7 @@ struct Damage {
     columns: Value,
 }
 
-fn damage(
-    name: &'static str,
-    sql: &'static str,
-    kind: &'static str,
-    key: Value,
-    columns: &[&str],
-) -> Damage {
+fn damage(name: &'static str, sql: &'static str, kind: &'static str, key: Value, columns: &[&str]) -> Damage {
     let table = ["pairs", "visits"].into_iter().find(|table| sql.contains(table)).unwrap_or("things");
     Damage { name, sql, table, kind, key, columns: json!(columns) }
 }
@@ -45,19 +39,53 @@ fn damages() -> Vec<Damage> {
     vec![
         damage("a lost row", "DELETE FROM things WHERE id = 77", "missingInSink", id("77"), &[]),
         damage("an extra row", "INSERT INTO things (id) VALUES (9999)", "extraInSink", id("9999"), &[]),
-        damage("a missed delete", "INSERT INTO things SELECT * FROM saved.deleted", "extraInSink", id("5001"), &[]),
+        damage(
+            "a missed delete",
+            "INSERT INTO things SELECT * FROM saved.deleted",
+            "extraInSink",
+            id("5001"),
+            &[],
+        ),
         differs("one byte", "UPDATE things SET body = 'bodY 12' WHERE id = 12", "12", &["body"]),
-        differs("one byte of a large value", "UPDATE things SET doc = overlay(doc PLACING 'X' FROM 9000) WHERE id = 200", "200", &["doc"]),
+        differs(
+            "one byte of a large value",
+            "UPDATE things SET doc = overlay(doc PLACING 'X' FROM 9000) WHERE id = 200",
+            "200",
+            &["doc"],
+        ),
         differs("NULL for a large value", "UPDATE things SET doc = NULL WHERE id = 300", "300", &["doc"]),
         differs("an empty text for NULL", "UPDATE things SET doc = '' WHERE id = 301", "301", &["doc"]),
-        differs("a rounded 15th digit", "UPDATE things SET scaled = round(scaled, 14) WHERE id = 4", "4", &["scaled"]),
+        differs(
+            "a rounded 15th digit",
+            "UPDATE things SET scaled = round(scaled, 14) WHERE id = 4",
+            "4",
+            &["scaled"],
+        ),
         differs("a trailing space", "UPDATE things SET body = body || ' ' WHERE id = 5", "5", &["body"]),
         differs("swapped columns", "UPDATE things SET a = b, b = a WHERE id = 6", "6", &["a", "b"]),
         differs("-0 for 0", "UPDATE things SET f = '-0' WHERE id = 7", "7", &["f"]),
         differs("1.00 for 1.0", "UPDATE things SET exact = 9.00 WHERE id = 8", "8", &["exact"]),
-        damage("a value under a composite key", "UPDATE pairs SET note = 'm' WHERE a = 'ä, \"33'", "differs", json!({"a": "ä, \"33", "b": "5"}), &["note"]),
-        damage("a doubled row without key", "INSERT INTO visits VALUES (3, 'same')", "extraInSink", json!({}), &[]),
-        damage("a lost row without key", "DELETE FROM visits WHERE ctid = (SELECT min(ctid) FROM visits WHERE who = 9)", "missingInSink", json!({}), &[]),
+        damage(
+            "a value under a composite key",
+            "UPDATE pairs SET note = 'm' WHERE a = 'ä, \"33'",
+            "differs",
+            json!({"a": "ä, \"33", "b": "5"}),
+            &["note"],
+        ),
+        damage(
+            "a doubled row without key",
+            "INSERT INTO visits VALUES (3, 'same')",
+            "extraInSink",
+            json!({}),
+            &[],
+        ),
+        damage(
+            "a lost row without key",
+            "DELETE FROM visits WHERE ctid = (SELECT min(ctid) FROM visits WHERE who = 9)",
+            "missingInSink",
+            json!({}),
+            &[],
+        ),
     ]
 }
 
@@ -86,7 +114,10 @@ async fn every_damage_of_the_sink_is_found_with_its_key_and_its_columns() -> Res
         ensure!(differences.len() == 1, "{name}: {said:#?}");
         let found = &differences[0];
         ensure!(
-            found["table"] == format!("public.{table}") && found["kind"] == kind && found["key"] == key && found["columns"] == columns,
+            found["table"] == format!("public.{table}")
+                && found["kind"] == kind
+                && found["key"] == key
+                && found["columns"] == columns,
             "{name}: {found:#}"
         );
         ensure!(found.get("values").is_none(), "{name}: values were shown without being asked for");
@@ -113,10 +144,7 @@ async fn one_wrong_row_of_two_hundred_thousand_is_named_and_its_values_on_reques
     let found = &said.json["differences"][0];
     ensure!(said.code == 1 && found["key"] == json!({"id": "123456"}), "{said:#?}");
     let body = rig.source_value("SELECT md5('123456')").await?;
-    ensure!(
-        found["values"] == json!([{"column": "body", "source": body, "sink": "wrong"}]),
-        "{found:#}"
-    );
+    ensure!(found["values"] == json!([{"column": "body", "source": body, "sink": "wrong"}]), "{found:#}");
     Ok(())
 }
 

@@ -6,6 +6,10 @@
 #[path = "../common/mod.rs"]
 mod common;
 
+#[path = "../types/samples.rs"]
+#[allow(dead_code, reason = "the tests of types use more of it")]
+mod samples;
+
 mod finds;
 mod kit;
 mod load;
