@@ -4,6 +4,7 @@ pub mod batch;
 pub mod change;
 pub mod checkpoint;
 pub mod clean_up;
+pub mod compare;
 pub mod decode;
 pub mod evolve;
 pub mod failpoint;

@@ -2,9 +2,11 @@
 
 use std::io::IsTerminal as _;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::{Parser, Subcommand};
 use penstock_crds::table_pattern::TablePattern;
+use penstock_worker::compare::{self, Verdict};
 use penstock_worker::failure::Failure;
 use penstock_worker::serve::{Metrics, serve_control, serve_health};
 use penstock_worker::settings::{Folders, Pipeline, RunArguments, Settings};
@@ -41,6 +43,45 @@ enum Command {
         #[arg(required = true, value_name = "TABLE")]
         tables: Vec<TablePattern>,
     },
+    /// Compares the sink with the source, at one position of the stream and while the pipeline runs. Ends with 0 when
+    /// they are equal, with 1 when they differ, and with 2 when nobody knows
+    Compare(CompareArguments),
+}
+
+/// Flags of `penstock-worker compare`.
+#[derive(Debug, clap::Args)]
+struct CompareArguments {
+    #[command(flatten)]
+    folders: Folders,
+    /// With the source, row by row
+    #[arg(long, required = true)]
+    source: bool,
+    /// Tables of the source: schema.table, schema.* or schema.prefix*; by default all of the pipeline
+    #[arg(value_name = "TABLE")]
+    tables: Vec<TablePattern>,
+    /// Differing rows to name
+    #[arg(long, value_name = "ROWS", default_value_t = 20, value_parser = clap::value_parser!(u32).range(0..=10_000))]
+    limit: u32,
+    /// Show the values that differ, too: they are the rows' content
+    #[arg(long)]
+    values: bool,
+    /// How to show what was found
+    #[arg(long, value_enum, default_value_t = OutputFormat::Text)]
+    format: OutputFormat,
+    /// Seconds that the source may take to give a snapshot, and the workers to meet the barrier
+    #[arg(long, value_name = "SECONDS", default_value_t = 300, value_parser = clap::value_parser!(u64).range(1..=86_400))]
+    timeout: u64,
+    /// Sessions that read at each end
+    #[arg(long, value_name = "SESSIONS", default_value_t = 2, value_parser = clap::value_parser!(u8).range(1..=16))]
+    parallelism: u8,
+}
+
+#[derive(Clone, Copy, Debug, clap::ValueEnum)]
+enum OutputFormat {
+    /// For people
+    Text,
+    /// One JSON document
+    Json,
 }
 
 #[tokio::main]
@@ -48,6 +89,7 @@ async fn main() -> ExitCode {
     let _armed = failpoint::arm();
     let arguments = Arguments::parse();
     let done = match arguments.command {
+        Command::Compare(compare) => return compare_ends(&compare, arguments.log).await,
         Command::Run(run) => run_worker(&run, arguments.log).await,
         Command::CleanUp(folders) => clean(&folders, arguments.log).await,
         Command::Resnapshot { folders, tables } => resnapshot_tables(&folders, &tables, arguments.log).await,
@@ -109,6 +151,38 @@ async fn resnapshot_tables(
     let _telemetry = telemetry::install(&log.unwrap_or_else(|| "info".into()), LogTarget::Stderr)?;
     let pipeline = Pipeline::read(folders)?;
     resnapshot::resnapshot(&pipeline, tables).await.map_err(|failure: Failure| anyhow::anyhow!("{failure}"))
+}
+
+async fn compare_ends(arguments: &CompareArguments, log: Option<String>) -> ExitCode {
+    match try_to_compare(arguments, log).await {
+        Ok(Verdict::Equal) => ExitCode::SUCCESS,
+        Ok(Verdict::Different) => ExitCode::from(1),
+        Ok(Verdict::Unknown) => ExitCode::from(2),
+        Err(error) => {
+            eprintln!("penstock-worker: {error:#}");
+            ExitCode::from(2)
+        }
+    }
+}
+
+async fn try_to_compare(arguments: &CompareArguments, log: Option<String>) -> anyhow::Result<Verdict> {
+    let _telemetry = telemetry::install(&log.unwrap_or_else(|| "warn".into()), LogTarget::Stderr)?;
+    // The only one that there is; the flag leaves room for others.
+    anyhow::ensure!(arguments.source, "--source is missing: say what the sink is to be compared with");
+    let pipeline = Pipeline::read(&arguments.folders)?;
+    let request = compare::Request {
+        tables: arguments.tables.clone(),
+        limit: arguments.limit as usize,
+        has_values: arguments.values,
+        sessions: usize::from(arguments.parallelism),
+        patience: Duration::from_secs(arguments.timeout),
+    };
+    let found = Box::pin(compare::compare(&pipeline, &request)).await?;
+    match arguments.format {
+        OutputFormat::Text => println!("{found}"),
+        OutputFormat::Json => println!("{}", serde_json::to_string_pretty(&found)?),
+    }
+    Ok(found.verdict)
 }
 
 /// A server that cannot serve ends the worker: the cluster would wait for its answers in vain.

@@ -2,6 +2,7 @@
 //! every stage. Whatever fails ends the attempt; the next one begins at step 1.
 
 mod apply;
+mod barrier;
 mod chunks;
 mod copy;
 mod followed;

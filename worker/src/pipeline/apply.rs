@@ -25,7 +25,7 @@ use crate::failpoint::{Point, reach};
 use crate::failure::Failure;
 use crate::incremental::{InvalidKey, Verdict};
 use crate::serve::Metrics;
-use crate::sink::{CopiedRange, Writer};
+use crate::sink::{BARRIER_PREFIX, Barriers, CopiedRange, Writer};
 use crate::source::{Frame, Reader, WATERMARK_PREFIX};
 use crate::status::Status;
 use penstock_crds::report::Reason;
@@ -95,6 +95,8 @@ struct Transaction {
     changes: u64,
     /// What messages with our prefix say.
     watermarks: Vec<Bytes>,
+    /// What messages about barriers say.
+    barriers: Vec<Bytes>,
 }
 
 /// Bounds of a batch, from the manifest.
@@ -109,6 +111,7 @@ pub(super) struct Bounds {
 pub(super) struct Ends<'a> {
     pub(super) reader: Reader,
     pub(super) writer: Writer,
+    pub(super) barriers: Barriers,
     pub(super) volume: &'a mut Volume,
     pub(super) status: &'a Status,
     pub(super) metrics: &'a Metrics,
@@ -203,8 +206,9 @@ impl<'a> Applier<'a> {
     async fn handle(&mut self, event: Event) -> Result<(), Failure> {
         match event {
             Event::Begin { commit_lsn, xid, commit_time } => {
-                let watermarks = Vec::new();
-                self.transaction = Some(Transaction { commit_lsn, xid, commit_time, changes: 0, watermarks });
+                let (watermarks, barriers) = (Vec::new(), Vec::new());
+                self.transaction =
+                    Some(Transaction { commit_lsn, xid, commit_time, changes: 0, watermarks, barriers });
                 Ok(())
             }
             Event::Relation(relation) => self.describe(relation).await,
@@ -213,9 +217,12 @@ impl<'a> Applier<'a> {
             Event::Message(message) => {
                 if let Some(transaction) = &mut self.transaction
                     && message.transactional
-                    && message.prefix == WATERMARK_PREFIX
                 {
-                    transaction.watermarks.push(message.content);
+                    match message.prefix.as_str() {
+                        WATERMARK_PREFIX => transaction.watermarks.push(message.content),
+                        BARRIER_PREFIX => transaction.barriers.push(message.content),
+                        _ => {}
+                    }
                 }
                 Ok(())
             }
@@ -376,7 +383,8 @@ impl<'a> Applier<'a> {
         pending.settled = settled;
         if transaction.changes == 0 {
             self.meet(&transaction.watermarks).await?;
-            return self.land(transaction.commit_lsn, &transaction.watermarks).await;
+            self.land(transaction.commit_lsn, &transaction.watermarks).await?;
+            return self.meet_barriers(&transaction.barriers).await;
         }
         if pending.changes == 0 {
             pending.since = Instant::now();
@@ -390,7 +398,13 @@ impl<'a> Applier<'a> {
         if is_due {
             self.commit().await?;
         }
-        Ok(())
+        self.meet_barriers(&transaction.barriers).await
+    }
+
+    /// What the sink holds, as far as it is committed.
+    pub(super) fn checkpoint(&self) -> Checkpoint {
+        let Settled { position, end_lsn } = self.durable;
+        Checkpoint { position, end_lsn, sequence: self.sequence }
     }
 
     /// The source has nothing more for this shard up to `end`.

@@ -44,7 +44,9 @@ pub(super) async fn stream(context: Context<'_>, ready: Ready) -> Result<(), Fai
         max_bytes: batch.max_bytes,
         max_delay: Duration::from_millis(u64::from(batch.max_delay_ms)),
     };
-    let ends = Ends { reader, writer, volume: &mut volume, status: context.status, metrics: context.metrics };
+    let (status, metrics) = (context.status, context.metrics);
+    let ends =
+        Ends { reader, writer, barriers: fenced.sink.barriers(), volume: &mut volume, status, metrics };
     let slot = SlotName::of_later_copy(&fenced.started.names_uid, settings.shard);
     let range_reader = source::spawn_range_reader(settings.pipeline.source.clone(), slot);
     let ranges = Ranges::new(range_reader, ranges);

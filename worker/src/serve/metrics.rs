@@ -24,6 +24,8 @@ pub struct Metrics {
     pub sink_commits: Counter,
     /// Seconds from the first statement of a batch to its durable checkpoint.
     pub batch_seconds: Histogram,
+    /// Seconds that applying stood still at a barrier.
+    pub barrier_seconds: Histogram,
     /// Attempts that failed.
     pub failures: Counter,
     /// Rows copied by snapshots.
@@ -46,6 +48,7 @@ impl Default for Metrics {
             transactions: Counter::default(),
             sink_commits: Counter::default(),
             batch_seconds: Histogram::new(exponential_buckets(0.001, 2.0, 16)),
+            barrier_seconds: Histogram::new(exponential_buckets(0.001, 2.0, 14)),
             failures: Counter::default(),
             snapshot_rows: Counter::default(),
             retained_wal: Gauge::default(),
@@ -77,6 +80,8 @@ impl Metrics {
         );
         let batch = "From the first statement of a batch to its durable checkpoint";
         registry.register_with_unit("batch", batch, Unit::Seconds, self.batch_seconds.clone());
+        let barrier = "How long applying stood still at a barrier";
+        registry.register_with_unit("barrier", barrier, Unit::Seconds, self.barrier_seconds.clone());
         registry.register("failures", "Attempts that failed", self.failures.clone());
         registry.register("snapshot_rows", "Rows copied by snapshots", self.snapshot_rows.clone());
         let retained = "Write-ahead log that the source keeps for the slot";

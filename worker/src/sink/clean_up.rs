@@ -8,8 +8,16 @@ use super::session::{self, Purpose};
 use crate::failure::Failure;
 use crate::postgres::{Endpoint, Session};
 
-const TABLES: [&str; 6] =
-    ["checkpoint", "copied_chunk", "table_state", "assignment", "ownership", "adoption"];
+const TABLES: [&str; 8] = [
+    "barrier_arrival",
+    "barrier",
+    "checkpoint",
+    "copied_chunk",
+    "table_state",
+    "assignment",
+    "ownership",
+    "adoption",
+];
 
 /// The UID that the pipeline's slots and publication are named after: its own, or that of the pipeline whose state
 /// it adopted. `None`: the sink holds no state of it. To be asked before [`clean_up`], which forgets it.

@@ -5,6 +5,9 @@
 
 mod apply;
 mod assignment;
+mod at_barrier;
+mod barrier;
+mod barrier_registry;
 mod catalogue;
 mod clean_up;
 mod compare;
@@ -37,6 +40,9 @@ mod tables;
 mod value;
 mod writer;
 
+pub use at_barrier::{TableAtBarrier, is_at_barrier, open_at_barrier, tables_at_barrier};
+pub use barrier::Barriers;
+pub use barrier_registry::{Arrival, BARRIER_PREFIX, BarrierId, Registration, SinkFacts, register};
 pub use clean_up::{clean_up, names_uid};
 pub use evolve::{Rules, copy_needed};
 pub use load::{ChunkEnd, Loader};
@@ -82,6 +88,11 @@ impl Sink {
     pub async fn writer(&self, sequence: i64) -> Result<Writer, Failure> {
         let session = self.open(Purpose::Write).await?;
         Writer::new(session, self.run.clone(), self.tables.clone(), self.first_copy, sequence).await
+    }
+
+    /// What meets barriers for this run.
+    pub fn barriers(&self) -> Barriers {
+        Barriers::new(self.endpoint.clone(), self.owner.application_name(self.run.epoch), self.run.clone())
     }
 
     async fn open(&self, purpose: Purpose) -> Result<Session, Failure> {

@@ -13,12 +13,14 @@ pub(super) enum Purpose {
     Load,
     /// Batches of changes.
     Write,
+    /// The snapshot of a barrier: mostly idle.
+    Hold,
 }
 
 impl Purpose {
     fn statement_timeout_min(self) -> u32 {
         match self {
-            Self::Control | Self::Write => 10,
+            Self::Control | Self::Write | Self::Hold => 10,
             Self::Load => 60,
         }
     }

@@ -60,6 +60,10 @@ pub async fn start(
         .query_one(rename, &[&owner.application_name(run.epoch)])
         .await
         .map_err(|error| failed(&error, "naming the session"))?;
+    session
+        .execute("DELETE FROM penstock.barrier WHERE expires_at < pg_catalog.now()", &[])
+        .await
+        .map_err(|error| failed(&error, "removing barriers that nobody waits for"))?;
     let first_copy = FirstCopy::Copied;
     let server_version = identity.server_version;
     let changes = super::shapes::Allowed::default();

@@ -204,6 +204,19 @@ impl Writer {
         &self.run.uid
     }
 
+    pub(super) fn shard(&self) -> i32 {
+        self.run.shard
+    }
+
+    /// Whether a query has a row. A transaction that is open stays so.
+    pub(super) async fn look(
+        &self,
+        sql: &str,
+        parameters: &[&(dyn postgres_types::ToSql + Sync)],
+    ) -> Result<bool, Error> {
+        Ok(self.session.query_opt(sql, parameters).await?.is_some())
+    }
+
     /// Changes one row of what is kept about tables, in the open transaction.
     pub(super) async fn note(
         &mut self,

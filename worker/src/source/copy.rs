@@ -142,6 +142,12 @@ impl TableCopy {
         }
         // From here on the lock of this session keeps rewrites out; the leader's may have gone with its connection.
         read_files(&session, &self.tables).await?;
+        // A range of a key is to be read by its index, even if it is a large part of the table: else each range costs a
+        // pass over the table.
+        session
+            .batch_execute("SET enable_seqscan = off")
+            .await
+            .map_err(|error| SourceError::sql(&error, "opening the snapshot"))?;
         Ok(ChunkReader { session })
     }
 
@@ -174,9 +180,8 @@ fn lock_statement(tables: &[SourceTable]) -> Option<String> {
     (!names.is_empty()).then(|| format!("LOCK TABLE {} IN ACCESS SHARE MODE", names.join(", ")))
 }
 
-/// A session at the snapshot. The empty `search_path` makes every printed name qualified. A range of a key is to be read
-/// by its index, even if it is a large part of the table: every range costs a pass over the table otherwise.
-async fn open_session(
+/// A session at the snapshot. The empty `search_path` makes every printed name qualified.
+pub(super) async fn open_session(
     endpoint: &Endpoint,
     slot: &SlotName,
     snapshot_name: &str,
@@ -186,7 +191,7 @@ async fn open_session(
     session
         .batch_execute(&format!(
             "SET search_path = ''; SET datestyle = 'ISO'; SET timezone = 'UTC'; SET bytea_output = 'hex'; \
-             SET enable_seqscan = off; BEGIN ISOLATION LEVEL REPEATABLE READ, READ ONLY; \
+             BEGIN ISOLATION LEVEL REPEATABLE READ, READ ONLY; \
              SET TRANSACTION SNAPSHOT {}",
             quote_literal(snapshot_name)
         ))

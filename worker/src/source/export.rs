@@ -37,9 +37,9 @@ pub struct ExportedSnapshot {
     pub consistent_point: Lsn,
     /// What `SET TRANSACTION SNAPSHOT` takes.
     pub snapshot_name: String,
-    slot: SlotName,
+    pub(super) slot: SlotName,
     /// The server keeps the snapshot until the next command on this connection.
-    _exporter: ReplicationConnection,
+    pub(super) exporter: ReplicationConnection,
 }
 
 /// Makes a `pgoutput` slot and exports its snapshot. Waits until the transactions that are running have ended;
@@ -74,7 +74,7 @@ pub async fn create_slot(
         consistent_point,
         snapshot_name: snapshot_name.clone(),
         slot: slot.clone(),
-        _exporter: connection,
+        exporter: connection,
     })
 }
 

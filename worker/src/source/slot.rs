@@ -37,6 +37,11 @@ impl SlotName {
         Self(format!("penstock_{}_{shard}_copy", short_uid(uid)))
     }
 
+    /// The temporary slot that gives a comparison a snapshot and what follows it; several may be under way at once.
+    pub fn of_comparison(uid: &str, nonce: u32) -> Self {
+        Self(format!("penstock_{}_compare_{nonce:08x}", short_uid(uid)))
+    }
+
     /// As PostgreSQL stores it. Connections that read or make the slot carry it as `application_name`, which is
     /// how a restarted worker recognises the connection of its dead predecessor.
     pub fn as_str(&self) -> &str {
@@ -241,7 +246,9 @@ mod tests {
         let first = SlotName::of_shard("0a1b", 0);
         assert_ne!(first, SlotName::of_shard("0a1b", 1));
         assert_ne!(first, SlotName::of_shard("0a1c", 0));
-        for name in [first, SlotName::of_later_copy("0a1b", u16::MAX)] {
+        for name in
+            [first, SlotName::of_later_copy("0a1b", u16::MAX), SlotName::of_comparison("0a1b", u32::MAX)]
+        {
             assert_eq!(name.as_str().parse(), Ok(name.clone()));
         }
     }

@@ -108,3 +108,31 @@ CREATE TABLE penstock.adoption (
     adopted_by text        NOT NULL,
     adopted_at timestamptz NOT NULL DEFAULT now()
 );
+
+-- Barriers: messages in the source's log that every shard meets between the same two commits. Whoever wants one writes
+-- it here first, because any role may write messages into the log: one that is not here is not met.
+CREATE TABLE penstock.barrier (
+    uid           text        NOT NULL,
+    -- Random; what the message says.
+    nonce         uuid        NOT NULL,
+    kind          text        NOT NULL CHECK (kind IN ('comparison')),
+    registered_at timestamptz NOT NULL DEFAULT now(),
+    -- Whoever registered it moves this on while it waits; past it nobody waits, and shards let their snapshots go.
+    expires_at    timestamptz NOT NULL,
+    PRIMARY KEY (uid, nonce)
+);
+
+CREATE TABLE penstock.barrier_arrival (
+    uid        text    NOT NULL,
+    nonce      uuid    NOT NULL,
+    shard      integer NOT NULL,
+    -- held: the shard's sink as it is at the barrier is open as this snapshot. void: it could not be opened.
+    state      text    NOT NULL CHECK (state IN ('held', 'void')),
+    snapshot   text    CHECK ((state = 'held') = (snapshot IS NOT NULL)),
+    reason     text,
+    epoch      bigint  NOT NULL,
+    sequence   bigint  NOT NULL,
+    commit_lsn pg_lsn  NOT NULL,
+    PRIMARY KEY (uid, nonce, shard),
+    FOREIGN KEY (uid, nonce) REFERENCES penstock.barrier ON DELETE CASCADE
+);

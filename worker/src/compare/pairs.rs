@@ -1,0 +1,113 @@
+//! Which tables of the source are which of the sink, and which of them can be compared at all. Pure.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::subject::Subject;
+use super::verdict::TableResult;
+use crate::change::table::{SourceTable, TableName};
+use crate::change::{RelationId, ReplicaIdentity};
+use crate::sink::TableAtBarrier;
+
+/// `"char"` and its array, and the version since which bytes above 127 are written in another way.
+const CHAR: [u32; 2] = [18, 1002];
+const CHAR_OCTAL_SINCE: u32 = 16;
+
+/// A table at both ends.
+#[derive(Debug)]
+pub(super) struct Pair {
+    pub(super) subject: Subject,
+    /// All columns that the stream sends.
+    pub(super) source_columns: Vec<String>,
+    pub(super) is_source_partitioned: bool,
+    pub(super) is_sink_partitioned: bool,
+}
+
+/// Both servers, as far as the text of values depends on them.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Majors {
+    pub(super) source: u32,
+    pub(super) sink: u32,
+}
+
+/// Matches the tables of the source with those of the shards. What cannot be compared says why.
+pub(super) fn pair(
+    tables: &[SourceTable],
+    only: impl Fn(&TableName) -> bool,
+    shards: &BTreeMap<u16, Vec<TableAtBarrier>>,
+    majors: Majors,
+) -> (BTreeMap<RelationId, Pair>, Vec<TableResult>) {
+    let at_barrier: BTreeMap<&TableName, (u16, &TableAtBarrier)> = shards
+        .iter()
+        .flat_map(|(shard, tables)| tables.iter().map(move |table| (&table.source, (*shard, table))))
+        .collect();
+    let (mut pairs, mut unknown) = (BTreeMap::new(), Vec::new());
+    for table in tables.iter().filter(|table| only(&table.name)) {
+        match one(table, at_barrier.get(&table.name).copied(), majors) {
+            Ok(pair) => {
+                pairs.insert(table.id, pair);
+            }
+            Err(why) => {
+                let sink =
+                    at_barrier.get(&table.name).map_or_else(String::new, |(_, found)| found.sink.to_string());
+                unknown.push(TableResult::unknown(table.name.to_string(), sink, why));
+            }
+        }
+    }
+    (pairs, unknown)
+}
+
+fn one(table: &SourceTable, found: Option<(u16, &TableAtBarrier)>, majors: Majors) -> Result<Pair, String> {
+    let Some((shard, found)) = found else { return Err("the pipeline has not taken it in yet".into()) };
+    if found.source_oid != table.id.0 {
+        return Err("it was made anew at the source and is not copied yet".into());
+    }
+    if !found.is_followed {
+        return Err("its rows are being copied, or are to be copied again".into());
+    }
+    let carried: Vec<_> = table.columns.iter().filter(|column| column.generated.is_none()).collect();
+    let is_char = |oid: u32| CHAR.contains(&oid);
+    let is_changed = (majors.source >= CHAR_OCTAL_SINCE) != (majors.sink >= CHAR_OCTAL_SINCE);
+    if is_changed
+        && let Some(column) =
+            carried.iter().find(|column| column.column_type.all().iter().any(|part| is_char(part.oid)))
+    {
+        return Err(format!(
+            "its column {} is of the type \"char\", which versions {} and {} write differently",
+            column.name, majors.source, majors.sink
+        ));
+    }
+    let source_columns: Vec<String> = carried.iter().map(|column| column.name.clone()).collect();
+    let in_sink: BTreeSet<&String> = found.columns.iter().collect();
+    let columns: Vec<String> = source_columns.iter().filter(|name| in_sink.contains(name)).cloned().collect();
+    let key = key(table, &columns);
+    let is_key_built_in = key.iter().all(|name| {
+        table.columns.iter().any(|column| column.name == *name && column.column_type.is_built_in())
+    });
+    Ok(Pair {
+        subject: Subject {
+            name: table.name.clone(),
+            sink: found.sink.clone(),
+            shard,
+            columns,
+            key,
+            is_key_built_in,
+            estimated_rows: table.estimated_rows,
+        },
+        source_columns,
+        is_source_partitioned: table.is_partitioned,
+        is_sink_partitioned: found.is_partitioned,
+    })
+}
+
+/// What names a row at both ends: the replica identity; where that is the whole row, the primary key. One that may be
+/// broken within a transaction does not tell the stream's rows apart.
+fn key(table: &SourceTable, carried: &[String]) -> Vec<String> {
+    let key = match table.replica_identity {
+        ReplicaIdentity::Default | ReplicaIdentity::Index => &table.identity_columns,
+        ReplicaIdentity::Full | ReplicaIdentity::Nothing if !table.is_primary_key_deferrable => {
+            &table.primary_key
+        }
+        ReplicaIdentity::Full | ReplicaIdentity::Nothing => return Vec::new(),
+    };
+    if key.iter().all(|column| carried.contains(column)) { key.clone() } else { Vec::new() }
+}

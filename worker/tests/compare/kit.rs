@@ -1,0 +1,56 @@
+//! Runs `penstock-worker compare --source` and reads what it says.
+
+use anyhow::{Context as _, Result, ensure};
+use serde_json::Value;
+
+use crate::common::{Rig, Worker};
+
+pub(crate) const STREAMING: &str = "\"message\":\"streaming\"";
+
+/// What a comparison said.
+#[derive(Debug)]
+pub(crate) struct Said {
+    pub(crate) code: i32,
+    pub(crate) json: Value,
+    pub(crate) errors: String,
+}
+
+/// Compares, with JSON as the answer.
+pub(crate) fn compare(rig: &Rig, arguments: &[&str]) -> Result<Said> {
+    let all: Vec<&str> =
+        ["compare", "--source", "--format", "json"].iter().chain(arguments).copied().collect();
+    let output = tokio::task::block_in_place(|| rig.command(&all))?;
+    let errors = String::from_utf8_lossy(&output.stderr).into_owned();
+    Ok(Said {
+        code: output.status.code().context("no exit code")?,
+        json: serde_json::from_slice(&output.stdout).unwrap_or_default(),
+        errors,
+    })
+}
+
+/// Compares, and both ends must be equal.
+pub(crate) fn assert_equal(rig: &Rig) -> Result<Said> {
+    let said = compare(rig, &[])?;
+    ensure!(said.code == 0 && said.json["verdict"] == "equal", "{said:#?}");
+    Ok(said)
+}
+
+/// A pipeline of these tables that streams.
+pub(crate) async fn streaming(rig: &Rig) -> Result<Worker> {
+    let worker = rig.start(0)?;
+    worker.wait_for_output(STREAMING).await?;
+    Ok(worker)
+}
+
+/// Milliseconds that applying stood still at each barrier that was met.
+pub(crate) fn pauses(worker: &Worker) -> Result<Vec<f64>> {
+    let output = worker.output()?;
+    let lines = output.lines().filter(|line| line.contains("met a barrier"));
+    lines
+        .map(|line| {
+            let line: Value = serde_json::from_str(line)?;
+            let ms = line["fields"]["ms"].as_f64().or_else(|| line["ms"].as_f64());
+            ms.with_context(|| format!("{line}"))
+        })
+        .collect()
+}

@@ -1,0 +1,168 @@
+//! The barrier: only a registered one is met, every shard meets it at the same place, and nothing of it stays behind.
+
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+use penstock_e2e::postgres::Version;
+use serde_json::json;
+
+use crate::common::Rig;
+use crate::kit::{STREAMING, assert_equal, compare, pauses, streaming};
+
+const FORGED: &str = "00000000-0000-4000-8000-000000000000";
+
+async fn rig() -> Result<Rig> {
+    let rig = Rig::new(Version::V15, &["public.*"]).await?;
+    rig.on_source(
+        "CREATE TABLE a (id int PRIMARY KEY, n int); INSERT INTO a SELECT g, 0 FROM generate_series(1, 1000) g;
+         CREATE TABLE b (id int PRIMARY KEY, n int); INSERT INTO b SELECT g, 0 FROM generate_series(1, 1000) g;
+         CREATE TABLE c (id int PRIMARY KEY, n int); CREATE TABLE d (id int PRIMARY KEY, n int)",
+    )
+    .await?;
+    Ok(rig)
+}
+
+async fn uid(rig: &Rig) -> Result<String> {
+    rig.sink_value("SELECT uid FROM penstock.checkpoint LIMIT 1").await
+}
+
+async fn emit(rig: &Rig, content: &str) -> Result<()> {
+    let sql = format!("SELECT pg_logical_emit_message(true, 'penstock-barrier', '{content}')");
+    rig.on_source(&sql).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_forged_barrier_is_ignored() -> Result<()> {
+    let rig = rig().await?;
+    let worker = streaming(&rig).await?;
+    let uid = uid(&rig).await?;
+    let sessions = "SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'client backend' AND application_name LIKE 'penstock/%'";
+    let before = rig.sink_value(sessions).await?;
+    for content in [format!("{FORGED} {uid}"), format!("{FORGED} another"), "nonsense".into(), String::new()]
+    {
+        emit(&rig, &content).await?;
+    }
+    rig.on_source("UPDATE a SET n = 1").await?;
+    rig.wait_until_caught_up().await?;
+    ensure!(pauses(&worker)?.is_empty(), "a barrier that nobody registered was met");
+    ensure!(worker.output()?.contains("a barrier that nobody registered is ignored"));
+    ensure!(rig.sink_value(sessions).await? == before, "a snapshot was opened");
+    assert_equal(&rig).map(drop)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_barrier_that_is_repeated_by_somebody_is_met_once() -> Result<()> {
+    let rig = rig().await?;
+    let worker = streaming(&rig).await?;
+    let uid = uid(&rig).await?;
+    rig.on_sink(&format!(
+        "INSERT INTO penstock.barrier (uid, nonce, kind, expires_at) VALUES ('{uid}', '{FORGED}', 'comparison', now() + '3 s')"
+    ))
+    .await?;
+    emit(&rig, &format!("{FORGED} {uid}")).await?;
+    let arrived = "SELECT state || ' ' || commit_lsn FROM penstock.barrier_arrival";
+    worker.wait_for_output("met a barrier").await?;
+    rig.wait_for("SELECT count(*) FROM penstock.barrier_arrival WHERE state = 'held'", "1").await?;
+    let first = rig.sink_value(arrived).await?;
+    emit(&rig, &format!("{FORGED} {uid}")).await?;
+    rig.on_source("UPDATE a SET n = 1").await?;
+    rig.wait_until_caught_up().await?;
+    ensure!(rig.sink_value(arrived).await? == first && pauses(&worker)?.len() == 1, "{first}");
+    // Nobody renews it: the worker lets its snapshot go, and removes it.
+    rig.wait_for("SELECT count(*) FROM penstock.barrier", "0").await?;
+    rig.wait_for("SELECT count(*) FROM pg_stat_activity WHERE application_name LIKE 'penstock/%' AND state LIKE 'idle in transaction%'", "0").await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_is_left_of_a_comparison() -> Result<()> {
+    let rig = rig().await?;
+    let _worker = streaming(&rig).await?;
+    for _ in 0..3 {
+        assert_equal(&rig)?;
+    }
+    rig.wait_for(
+        "SELECT (SELECT count(*) FROM penstock.barrier) + (SELECT count(*) FROM penstock.barrier_arrival)",
+        "0",
+    )
+    .await?;
+    let slots = rig.source_value("SELECT string_agg(slot_name, ' ') FROM pg_replication_slots").await?;
+    ensure!(!slots.contains("compare") && !slots.contains(' '), "{slots}");
+    let idle = "SELECT count(*) FROM pg_stat_activity WHERE state LIKE 'idle in transaction%'";
+    rig.wait_for(idle, "0").await?;
+    ensure!(rig.source_value(idle).await? == "0", "a snapshot of the source is still held");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_shard_is_compared_at_the_same_position() -> Result<()> {
+    let mut rig = rig().await?;
+    rig.manifest["spec"]["worker"] = json!({"shards": 2});
+    let workers = [rig.start(0)?, rig.start(1)?];
+    for worker in &workers {
+        worker.wait_for_output(STREAMING).await?;
+    }
+    let shards = rig.sink_value("SELECT count(DISTINCT shard) FROM penstock.assignment").await?;
+    ensure!(shards == "2", "all tables went to one shard");
+    let client = rig.source.connect(&rig.database).await?;
+    let load = tokio::spawn(async move {
+        for _ in 0..4000 {
+            client.run("BEGIN; UPDATE a SET n = n + 1 WHERE id < 20; UPDATE b SET n = n + 1 WHERE id < 20; COMMIT").await?;
+        }
+        anyhow::Ok(())
+    });
+    for _ in 0..5 {
+        let said = assert_equal(&rig)?;
+        let tables = said.json["tables"].as_array().cloned().unwrap_or_default();
+        ensure!(
+            tables.len() == 4 && tables.iter().all(|table| table["position"] == tables[0]["position"]),
+            "{said:#?}"
+        );
+    }
+    load.abort();
+    drop(workers);
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_shard_without_a_worker_leaves_the_question_open() -> Result<()> {
+    let rig = rig().await?;
+    let mut worker = streaming(&rig).await?;
+    worker.terminate()?;
+    let said = compare(&rig, &["--timeout", "3"])?;
+    ensure!(
+        said.code == 2 && said.errors.contains("The workers of shards 0 have not met the barrier within 3 s"),
+        "{said:#?}"
+    );
+    let slots = "SELECT count(*) FROM pg_replication_slots";
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    ensure!(rig.source_value(slots).await? == "1", "the comparison left its slot");
+    let _worker = streaming(&rig).await?;
+    let said = compare(&rig, &["public.nothing"])?;
+    ensure!(
+        said.code == 2 && said.errors.contains("No table of the pipeline is meant; it has public.a"),
+        "{said:#?}"
+    );
+    rig.wait_for("SELECT count(*) FROM penstock.barrier WHERE expires_at < now()", "0").await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_table_that_is_not_followed_is_unknown_and_never_equal() -> Result<()> {
+    let rig = rig().await?;
+    let _worker = streaming(&rig).await?;
+    for state in ["stale", "incremental"] {
+        rig.on_sink(&format!(
+            "UPDATE penstock.table_state SET state = '{state}', ready_lsn = NULL WHERE source_table = 'a'"
+        ))
+        .await?;
+        let said = compare(&rig, &[])?;
+        let unknown: Vec<_> = said.json["tables"]
+            .as_array()
+            .into_iter()
+            .flatten()
+            .filter(|table| table["verdict"] == "unknown")
+            .collect();
+        ensure!(said.code == 2 && said.json["verdict"] == "unknown", "{said:#?}");
+        ensure!(unknown.len() == 1 && unknown[0]["table"] == "public.a", "{said:#?}");
+    }
+    Ok(())
+}
