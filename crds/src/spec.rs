@@ -103,6 +103,23 @@ pub struct PostgresSink {
     /// When a batch of changes is committed to the sink.
     #[serde(default)]
     pub batch: Batch,
+
+    /// PostgreSQL's `session_replication_role` of the sessions that write rows: whether foreign keys are checked
+    /// and ordinary triggers fire in the sink.
+    #[serde(default)]
+    pub session_replication_role: SessionReplicationRole,
+}
+
+/// PostgreSQL's `session_replication_role`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+pub enum SessionReplicationRole {
+    /// As for any other session: foreign keys are checked, triggers fire.
+    #[default]
+    Origin,
+    /// As for PostgreSQL's own subscriptions: foreign keys are not checked, and of the triggers and rules only those
+    /// fire that are ENABLE REPLICA or ENABLE ALWAYS. The role must be a superuser, or have been given
+    /// GRANT SET ON PARAMETER `session_replication_role` (PostgreSQL 15 and later).
+    Replica,
 }
 
 /// A batch is committed when the first of its bounds is reached. A source transaction is never split:

@@ -4,6 +4,7 @@ pub mod batch;
 pub mod change;
 pub mod checkpoint;
 pub mod clean_up;
+pub mod decide;
 pub mod decode;
 pub mod failpoint;
 pub mod failure;

@@ -3,6 +3,7 @@
 
 mod apply;
 mod copy;
+mod decided;
 mod followed;
 mod land;
 mod ranges;
@@ -61,10 +62,10 @@ async fn prepare(context: Context<'_>) -> Result<Ready, Failure> {
     let mut source = start::inspect_source(context).await?;
     // 3. The fence: from here on no other run of this shard commits anything.
     let mut fenced = start::fence(context, &source, &volume).await?;
-    // 4. The tables of this shard, and the publication that carries them.
+    // 4. Slot, volume and sink agree on where to go on, or a person decided it.
+    let beginning = start::reconcile(context, &source, &mut fenced, &volume).await?;
+    // 5. The tables of this shard, and the publication that carries them.
     let Assigned { tables: assigned, followed } = start::assign(context, &mut source, &mut fenced).await?;
-    // 5. Slot, volume and sink agree on where to go on, or say why not.
-    let beginning = start::reconcile(context, &source, &fenced, &volume).await?;
     // 6. The sink's tables, made or compared.
     let states = copy::ensure_tables(context, &assigned, &mut fenced).await?;
     // 7. The position; from here on the source keeps its log for this shard.

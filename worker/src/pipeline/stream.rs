@@ -7,7 +7,9 @@ use tokio::time::MissedTickBehavior;
 use tokio_util::task::AbortOnDropHandle;
 
 use super::apply::{Applier, Bounds, Ends};
+use super::decided::log_of;
 use super::ranges::Ranges;
+use super::start::Fenced;
 use super::watch::watch_source;
 use super::{Context, Ready};
 use crate::failure::Failure;
@@ -21,7 +23,7 @@ const STOP_PATIENCE: Duration = Duration::from_secs(30);
 const KEEP_OPEN_EVERY: Duration = Duration::from_secs(15);
 
 pub(super) async fn stream(context: Context<'_>, ready: Ready) -> Result<(), Failure> {
-    let Ready { mut volume, fenced, checkpoint, tables, ranges, followed } = ready;
+    let Ready { mut volume, mut fenced, checkpoint, tables, ranges, followed } = ready;
     let settings = context.settings;
     let request = StreamRequest {
         slot: fenced.slot.clone(),
@@ -48,14 +50,29 @@ pub(super) async fn stream(context: Context<'_>, ready: Ready) -> Result<(), Fai
     let mut watch = watch_source(context, &fenced, followed)?;
     let first = context.stop.run_until_cancelled(applier.ends.reader.next()).await;
     let Some(first) = first else { return Ok(()) };
-    let first = first?;
+    let first = match first {
+        Ok(first) => first,
+        Err(error) => return Err(noted(&mut fenced, error.into()).await?),
+    };
     context.status.enter(WorkerPhase::Streaming);
     tracing::info!(lsn = %checkpoint.end_lsn, sequence = checkpoint.sequence, "streaming");
+    fenced.sink.no_dead_end().await?;
     applier.begin_ranges();
     applier.take(first).await?;
-    apply_until_stopped(context, &mut applier, &mut watch).await?;
+    if let Err(failure) = apply_until_stopped(context, &mut applier, &mut watch).await {
+        return Err(noted(&mut fenced, failure).await?);
+    }
     applier.close().await;
     Ok(())
+}
+
+/// Changes in the log belong to a publication that is gone: the source will never send them, though a new one of
+/// that name is there.
+async fn noted(fenced: &mut Fenced, failure: Failure) -> Result<Failure, Failure> {
+    if failure.reason == Reason::PublicationUnsuitable {
+        fenced.sink.note_dead_end(&failure, &log_of(fenced)).await?;
+    }
+    Ok(failure)
 }
 
 async fn apply_until_stopped(

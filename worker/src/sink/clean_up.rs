@@ -8,7 +8,16 @@ use super::session::{self, Purpose};
 use crate::failure::Failure;
 use crate::postgres::{Endpoint, Session};
 
-const TABLES: [&str; 5] = ["checkpoint", "table_state", "assignment", "ownership", "adoption"];
+const TABLES: [&str; 8] = [
+    "checkpoint",
+    "table_state",
+    "assignment",
+    "ownership",
+    "adoption",
+    "dead_end",
+    "accepted_loss",
+    "resnapshot",
+];
 
 /// The UID that the pipeline's slots and publication are named after: its own, or that of the pipeline whose state
 /// it adopted. `None`: the sink holds no state of it. To be asked before [`clean_up`], which forgets it.

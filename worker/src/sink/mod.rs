@@ -10,6 +10,7 @@ mod clean_up;
 mod compare;
 mod copy;
 mod ddl;
+mod dead_end;
 mod error;
 mod fit;
 #[cfg(test)]
@@ -35,14 +36,17 @@ mod value;
 mod writer;
 
 pub use clean_up::{clean_up, names_uid};
+pub use dead_end::{DeadEnd, Decision, decide, is_dead_end};
 pub use load::Loader;
 pub use owner::{Owner, TableMap};
 pub use range::CopiedRange;
-pub use resnapshot::resnapshot;
+pub use resnapshot::{Resnapshotted, resnapshot};
 pub use start::{Started, start};
 pub use state::{Progress, TableState};
 pub use tables::FirstCopy;
 pub use writer::Writer;
+
+use penstock_crds::spec::SessionReplicationRole;
 
 use crate::failure::Failure;
 use crate::postgres::{Endpoint, Session};
@@ -59,6 +63,8 @@ pub struct Sink {
     first_copy: FirstCopy,
     run: Run,
     session: Session,
+    /// As [`Sink::act_as`] was told.
+    session_role: SessionReplicationRole,
     /// Of the server, as `server_version_num` has it: 150004.
     pub server_version: u32,
 }
@@ -75,7 +81,20 @@ impl Sink {
         Writer::new(session, self.run.clone(), self.tables.clone(), self.first_copy, sequence).await
     }
 
+    /// Decides whether foreign keys are checked and triggers fire when this run writes rows.
+    ///
+    /// # Errors
+    /// `SinkPrivilegeMissing`: the role may not decide it.
+    pub async fn act_as(&mut self, role: SessionReplicationRole) -> Result<(), Failure> {
+        session::act_as(&self.session, role).await?;
+        self.session_role = role;
+        Ok(())
+    }
+
     async fn open(&self, purpose: Purpose) -> Result<Session, Failure> {
-        session::open(&self.endpoint, &self.owner.application_name(self.run.epoch), purpose).await
+        let name = self.owner.application_name(self.run.epoch);
+        let session = session::open(&self.endpoint, &name, purpose).await?;
+        session::act_as(&session, self.session_role).await?;
+        Ok(session)
     }
 }
