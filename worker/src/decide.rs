@@ -39,6 +39,12 @@ fn refuse(decision: Decision, mode: SnapshotMode, dead_end: &DeadEnd) -> Result<
             "source.postgres.snapshot.mode is Never, so no rows are ever copied. Make the sink's rows equal to the source's \
              while nobody writes it, then run penstock-worker accept-loss.",
         )),
+        Decision::AcceptLoss if dead_end.reason == format!("{:?}", Reason::PublicationUnsuitable) => {
+            Err(refused(
+                "The publication was dropped, so the changes of its tables cannot be told apart any more, and they are copied again \
+             in any case. Run penstock-worker begin-anew.",
+            ))
+        }
         Decision::AcceptLoss if dead_end.is_other_system => Err(refused(
             "The source is another server than before, so nobody can say what would be lost. Run penstock-worker begin-anew, \
              which copies all tables, or point source.postgres.connection back.",

@@ -264,6 +264,7 @@ async fn a_publication_that_was_dropped_under_the_stream_is_begun_anew() -> Resu
     rig.on_source("INSERT INTO a VALUES (600, 'unseen')").await?;
     stalled(&worker, "PublicationUnsuitable").await?;
     rig.wait_for("SELECT count(*) FROM penstock.dead_end", "1").await?;
+    refused(&decide(&rig, "accept-loss")?, &["publication was dropped", "begin-anew"])?;
     accepted(&decide(&rig, "begin-anew")?)?;
     worker.wait_for_output("BegunAnew").await?;
     equal_from_here_on(&rig).await?;

@@ -309,7 +309,7 @@ async fn adopt(transaction: &Transaction<'_>, owner: &Owner, old: &str) -> Resul
         );
         return Err(Failure::new(Reason::ManifestInvalid, message));
     }
-    for table in ["table_state", "assignment", "ownership", "accepted_loss"] {
+    for table in ["table_state", "assignment", "ownership", "accepted_loss", "resnapshot"] {
         let sql = format!("UPDATE penstock.{table} SET uid = $1 WHERE uid = $2");
         transaction.execute(&sql, &[&owner.uid, &old]).await.map_err(error)?;
     }
