@@ -53,6 +53,16 @@ test-e2e: ## Run the tests on a real cluster
 torture: ## Inflict FAULTS faults (default: 2000, half of them kills, some 50 minutes) on a pipeline; SEED=… repeats
 	@deploy/test/torture $(or $(FAULTS),2000) $(SEED)
 
+.PHONY: fuzz
+fuzz: ## Throw bytes at decoder, checkpoint file and HTTP API for FUZZ_SECONDS each (default: 300); SEED=… repeats
+	@$(ENVIRONMENT) nice env PENSTOCK_FUZZ_SECONDS=$(or $(FUZZ_SECONDS),300) $(if $(SEED),PENSTOCK_FUZZ_SEED=$(SEED)) \
+	  cargo test --locked --quiet -p penstock-worker --test fuzz -- --nocapture --test-threads=1
+
+.PHONY: scale
+scale: ## Measure large sources: RSS over CHANGES, one transaction of MEGABYTES, one table among RELATIONS
+	@$(ENVIRONMENT) nice env $(if $(CHANGES),PENSTOCK_SCALE_CHANGES=$(CHANGES)) $(if $(MEGABYTES),PENSTOCK_SCALE_MEGABYTES=$(MEGABYTES)) $(if $(RELATIONS),PENSTOCK_SCALE_RELATIONS=$(RELATIONS)) \
+	  cargo test --locked --quiet -p penstock-worker --test scale -- --ignored --nocapture --test-threads=1
+
 .PHONY: lint
 lint: ## Check format, lints, scripts, documents and chart
 	@deploy/lint/run

@@ -7,6 +7,7 @@
 pub mod conditions;
 pub mod connection;
 pub mod crd;
+pub mod directive;
 pub mod manifest;
 pub mod names;
 pub mod report;

@@ -17,9 +17,12 @@ pub const LABEL_UID: &str = "penstock.dev/uid";
 /// Annotation a user sets on a new pipeline: UID of a deleted one whose retained state it takes over.
 pub const ANNOTATION_ADOPT: &str = "penstock.dev/adopt";
 
+/// Annotation a user sets: tables to be copied again, once per token, as `TOKEN:TABLE,TABLE`.
+pub const ANNOTATION_RESNAPSHOT: &str = "penstock.dev/resnapshot";
+
 /// Container port of `/healthz`, `/readyz` and `/metrics`, plain HTTP.
 pub const PORT_HEALTH: u16 = 8080;
-/// Container port of `/v1/report`, TLS with a bearer token.
+/// Container port of `/v1/report` and `/v1/directive`, TLS with a bearer token.
 pub const PORT_CONTROL: u16 = 8443;
 
 /// Folder of the worker's volume.

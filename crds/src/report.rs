@@ -34,6 +34,9 @@ pub struct Report {
     pub snapshot: Option<SnapshotProgress>,
     /// What keeps the worker from going on.
     pub problem: Option<Problem>,
+    /// Token of the last directive to copy tables again that is settled: carried out, or refused with a notice.
+    #[serde(default)]
+    pub resnapshot: Option<String>,
     /// Things a person should hear of once, newest last, at most 16. The operator turns each into an Event.
     pub notices: Vec<Notice>,
 }
@@ -134,6 +137,16 @@ pub enum NoticeReason {
     SnapshotRestarted,
     /// All tables are copied.
     SnapshotCompleted,
+    /// Tables are copied again because the annotation `penstock.dev/resnapshot` asks for it.
+    ResnapshotTaken,
+    /// What the annotation `penstock.dev/resnapshot` asks for cannot be done.
+    ResnapshotRefused,
+    /// The source is a promoted standby; nothing was lost; it goes on there.
+    SourceFailedOver,
+    /// A person had all tables copied again from a new slot.
+    BegunAnew,
+    /// A person let the pipeline go on without changes that were lost.
+    LossAccepted,
     /// A new table matches a wildcard of `tables` and cannot be copied; the pipeline goes on without it.
     NewTableUnsuitable,
     /// The columns of a source table changed, and the sink table was changed with them.

@@ -109,6 +109,11 @@ pub struct PostgresSink {
     /// are never carried out on the sink without a person.
     #[serde(default)]
     pub schema_changes: SchemaChanges,
+
+    /// PostgreSQL's `session_replication_role` of the sessions that write rows: whether foreign keys are checked
+    /// and ordinary triggers fire in the sink.
+    #[serde(default)]
+    pub session_replication_role: SessionReplicationRole,
 }
 
 /// What happens when the columns of a source table change while its changes are streamed.
@@ -124,6 +129,18 @@ pub enum SchemaChanges {
     /// Added columns are left out of the sink, and dropped ones keep what they hold. What would make carried values
     /// wrong stops the pipeline.
     Ignore,
+}
+
+/// PostgreSQL's `session_replication_role`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+pub enum SessionReplicationRole {
+    /// As for any other session: foreign keys are checked, triggers fire.
+    #[default]
+    Origin,
+    /// As for PostgreSQL's own subscriptions: foreign keys are not checked, and of the triggers and rules only those
+    /// fire that are ENABLE REPLICA or ENABLE ALWAYS. The role must be a superuser, or have been given
+    /// GRANT SET ON PARAMETER `session_replication_role` (PostgreSQL 15 and later).
+    Replica,
 }
 
 /// A batch is committed when the first of its bounds is reached. A source transaction is never split:

@@ -1,6 +1,8 @@
 //! A TCP proxy that breaks connections in the ways a network does.
 
 use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU16, Ordering};
 
 use anyhow::{Context, Result};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -36,6 +38,7 @@ struct State {
 pub struct Proxy {
     /// Where it listens.
     pub address: SocketAddr,
+    target_port: Arc<AtomicU16>,
     state: watch::Sender<State>,
     listener: JoinHandle<()>,
 }
@@ -53,18 +56,26 @@ impl Proxy {
             TcpListener::bind(("127.0.0.1", 0)).await.context("cannot open a port for the proxy")?;
         let address = listener.local_addr()?;
         let (state, watch) = watch::channel(State { mode: Mode::Pass, generation: 0 });
+        let target = Arc::new(AtomicU16::new(target_port));
+        let target_port = target.clone();
         let listener = tokio::spawn(async move {
             // A connection that fails is a broken connection: that is what a proxy like this is for.
             while let Ok((client, _)) = listener.accept().await {
-                tokio::spawn(serve(client, target_port, watch.clone()));
+                tokio::spawn(serve(client, target.load(Ordering::Relaxed), watch.clone()));
             }
         });
-        Ok(Self { address, state, listener })
+        Ok(Self { address, target_port, state, listener })
     }
 
     /// Port on 127.0.0.1.
     pub fn port(&self) -> u16 {
         self.address.port()
+    }
+
+    /// Leads new connections to another port from now on, and resets those that there are.
+    pub fn redirect(&self, target_port: u16) {
+        self.target_port.store(target_port, Ordering::Relaxed);
+        self.cut_once();
     }
 
     /// Changes what happens to every connection from now on.

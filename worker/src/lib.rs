@@ -5,6 +5,7 @@ pub mod change;
 pub mod checkpoint;
 pub mod clean_up;
 pub mod compare;
+pub mod decide;
 pub mod decode;
 pub mod evolve;
 pub mod failpoint;

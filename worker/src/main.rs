@@ -5,15 +5,18 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::{Parser, Subcommand};
+use penstock_crds::directive::Directive;
 use penstock_crds::table_pattern::TablePattern;
 use penstock_worker::compare::{self, Verdict};
 use penstock_worker::failure::Failure;
 use penstock_worker::serve::{Metrics, serve_control, serve_health};
 use penstock_worker::settings::{Folders, Pipeline, RunArguments, Settings};
+use penstock_worker::sink::Decision;
 use penstock_worker::status::Status;
 use penstock_worker::telemetry::{self, LogTarget};
-use penstock_worker::{clean_up, failpoint, progress, resnapshot, supervisor};
+use penstock_worker::{clean_up, decide, failpoint, progress, resnapshot, supervisor};
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument as _;
 
@@ -46,6 +49,10 @@ enum Command {
     /// Compares the sink with the source, at one position of the stream and while the pipeline runs. Ends with 0 when
     /// they are equal, with 1 when they differ, and with 2 when nobody knows
     Compare(CompareArguments),
+    /// Has a pipeline that stands at a dead end go on from a new slot, with all tables copied again: nothing is lost
+    BeginAnew(DecisionArguments),
+    /// Has a pipeline that stands at a dead end go on without the changes that are lost: nothing is copied
+    AcceptLoss(DecisionArguments),
 }
 
 /// Flags of `penstock-worker compare`.
@@ -84,6 +91,18 @@ enum OutputFormat {
     Json,
 }
 
+#[derive(Debug, clap::Args)]
+struct DecisionArguments {
+    #[command(flatten)]
+    folders: Folders,
+    /// Why; kept in the sink, in penstock.accepted_loss
+    #[arg(long, value_name = "TEXT")]
+    reason: String,
+    /// Who decides; kept beside it
+    #[arg(long, env = "USER", value_name = "NAME", default_value = "somebody")]
+    by: String,
+}
+
 #[tokio::main]
 async fn main() -> ExitCode {
     let _armed = failpoint::arm();
@@ -93,6 +112,8 @@ async fn main() -> ExitCode {
         Command::Run(run) => run_worker(&run, arguments.log).await,
         Command::CleanUp(folders) => clean(&folders, arguments.log).await,
         Command::Resnapshot { folders, tables } => resnapshot_tables(&folders, &tables, arguments.log).await,
+        Command::BeginAnew(given) => decide_it(Decision::BeginAnew, &given, arguments.log).await,
+        Command::AcceptLoss(given) => decide_it(Decision::AcceptLoss, &given, arguments.log).await,
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,
@@ -119,7 +140,9 @@ async fn run_worker(arguments: &RunArguments, log: Option<String>) -> anyhow::Re
         tokio::spawn(or_stop("health", serving, stop.clone()));
     }
     if let (Some(address), Some(folder)) = (arguments.control_address, &arguments.control_dir) {
-        let serving = serve_control(address, folder.clone(), status.clone(), servers.clone());
+        let (directive, wanted) = watch::channel(Directive::default());
+        let serving = serve_control(address, folder.clone(), (status.clone(), directive), servers.clone());
+        tokio::spawn(resnapshot::follow_directives(settings.pipeline.clone(), status.clone(), wanted));
         tokio::spawn(or_stop("control", serving, stop.clone()));
     }
     let bar = has_bar.then(|| tokio::spawn(progress::show(status.clone(), servers.clone())));
@@ -150,7 +173,16 @@ async fn resnapshot_tables(
 ) -> anyhow::Result<()> {
     let _telemetry = telemetry::install(&log.unwrap_or_else(|| "info".into()), LogTarget::Stderr)?;
     let pipeline = Pipeline::read(folders)?;
-    resnapshot::resnapshot(&pipeline, tables).await.map_err(|failure: Failure| anyhow::anyhow!("{failure}"))
+    let noted = resnapshot::resnapshot(&pipeline, tables, None).await;
+    noted.map(drop).map_err(|failure: Failure| anyhow::anyhow!("{failure}"))
+}
+
+async fn decide_it(decision: Decision, given: &DecisionArguments, log: Option<String>) -> anyhow::Result<()> {
+    let _telemetry = telemetry::install(&log.unwrap_or_else(|| "info".into()), LogTarget::Stderr)?;
+    let pipeline = Pipeline::read(&given.folders)?;
+    decide::decide(&pipeline, decision, &given.reason, &given.by)
+        .await
+        .map_err(|failure: Failure| anyhow::anyhow!("{failure}"))
 }
 
 async fn compare_ends(arguments: &CompareArguments, log: Option<String>) -> ExitCode {

@@ -5,6 +5,7 @@ mod apply;
 mod barrier;
 mod chunks;
 mod copy;
+mod decided;
 mod followed;
 mod land;
 mod ranges;
@@ -63,10 +64,10 @@ async fn prepare(context: Context<'_>) -> Result<Ready, Failure> {
     let mut source = start::inspect_source(context).await?;
     // 3. The fence: from here on no other run of this shard commits anything.
     let mut fenced = start::fence(context, &source, &volume).await?;
-    // 4. The tables of this shard, and the publication that carries them.
+    // 4. Slot, volume and sink agree on where to go on, or a person decided it.
+    let beginning = start::reconcile(context, &source, &mut fenced, &volume).await?;
+    // 5. The tables of this shard, and the publication that carries them.
     let assigned = start::assign(context, &mut source, &mut fenced).await?;
-    // 5. Slot, volume and sink agree on where to go on, or say why not.
-    let beginning = start::reconcile(context, &source, &fenced, &volume).await?;
     // 6. The sink's tables, made or compared, and what happened to the source's since.
     shapes::look_back(context, &source, &assigned, &mut fenced).await?;
     let states = copy::ensure_tables(context, &assigned.tables, &mut fenced).await?;

@@ -59,6 +59,7 @@ impl Status {
             sink: Reachability::Unknown,
             snapshot: None,
             problem: None,
+            resnapshot: None,
             notices: Vec::new(),
         };
         Self {
@@ -152,6 +153,11 @@ impl Status {
     /// The source's write-ahead log ends here.
     pub fn source_ends_at(&self, end: Lsn) {
         self.lock().stream.source_end = Some((end, Instant::now()));
+    }
+
+    /// A directive to copy tables again is settled.
+    pub fn resnapshot_settled(&self, token: String) {
+        self.lock().report.resnapshot = Some(token);
     }
 
     /// Something a person should hear of once.

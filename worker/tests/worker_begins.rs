@@ -115,6 +115,7 @@ async fn a_table_that_was_removed_and_taken_back_is_copied_again() -> Result<()>
         rig.manifest = manifest;
         let worker = rig.start(0)?;
         rig.on_source("INSERT INTO a SELECT count(*) FROM a; INSERT INTO b SELECT count(*) FROM b").await?;
+        rig.wait_for("SELECT bool_and(state = 'ready') FROM penstock.table_state", "t").await?;
         rig.wait_until_caught_up().await?;
         drop(worker);
     }

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
 use common::{Rig, Worker};
-use penstock_crds::report::{Reachability, Report, WorkerPhase};
+use penstock_crds::report::{NoticeReason, Reachability, Report, WorkerPhase};
 use penstock_e2e::postgres::Version;
 use reqwest::{Certificate, Client, StatusCode};
 
@@ -81,6 +81,12 @@ impl Served {
         bail!("{what} was not reported; last: {last:?}")
     }
 
+    async fn direct(&self, body: &str) -> Result<(StatusCode, String)> {
+        let directive = self.report.replace("report", "directive");
+        let answer = self.client.put(directive).bearer_auth(TOKEN).body(body.to_owned()).send().await?;
+        Ok((answer.status(), answer.text().await?))
+    }
+
     async fn get(&self, path: &str) -> Result<(StatusCode, String)> {
         let answer = self.client.get(format!("{}{path}", self.health)).send().await?;
         Ok((answer.status(), answer.text().await?))
@@ -132,5 +138,44 @@ async fn the_report_needs_the_token_and_a_database_that_is_away_is_unready_but_h
     served.wait_for("the sink's absence", names_the_host).await?;
     assert_eq!(served.get("/readyz").await?.0, StatusCode::SERVICE_UNAVAILABLE);
     assert_eq!(served.get("/healthz").await?.0, StatusCode::OK);
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn tables_are_copied_again_once_for_each_token_however_often_it_is_sent() -> Result<()> {
+    let served = served().await?;
+    served.wait_for("streaming", |report| report.phase == WorkerPhase::Streaming).await?;
+    let (rig, notices) = (&served.rig, |report: &Report, reason| {
+        report.notices.iter().filter(|notice| notice.reason == reason).count()
+    });
+    for (token, times) in [("first", 1), ("second.2", 2)] {
+        rig.on_sink("DELETE FROM things WHERE id < 50").await?;
+        for _ in 0..3 {
+            let body = format!("{{\"resnapshot\": \"{token}:public.*\"}}");
+            assert_eq!(served.direct(&body).await?.0, StatusCode::NO_CONTENT);
+        }
+        let is_settled = |report: &Report| report.resnapshot.as_deref() == Some(token);
+        let report = served.wait_for("the token", is_settled).await?;
+        rig.wait_for("SELECT count(*) FROM things", "100").await?;
+        assert_eq!(notices(&report, NoticeReason::ResnapshotTaken), times);
+    }
+    // A worker that was started anew knows from the sink what was done.
+    rig.on_sink("DELETE FROM things WHERE id < 50").await?;
+    assert_eq!(served.direct("{\"resnapshot\": \"first:public.*\"}").await?.0, StatusCode::NO_CONTENT);
+    let report =
+        served.wait_for("the old token", |report| report.resnapshot.as_deref() == Some("first")).await?;
+    assert_eq!(notices(&report, NoticeReason::ResnapshotTaken), 2);
+    assert_eq!(rig.sink_value("SELECT count(*) FROM things").await?, "51");
+
+    assert_eq!(served.direct("{\"resnapshot\": \"third:public.nothing\"}").await?.0, StatusCode::NO_CONTENT);
+    let report =
+        served.wait_for("the refusal", |report| report.resnapshot.as_deref() == Some("third")).await?;
+    let refusal = report.notices.iter().find(|notice| notice.reason == NoticeReason::ResnapshotRefused);
+    assert!(refusal.is_some_and(|notice| notice.message.contains("public.nothing")), "{:?}", report.notices);
+    for bad in ["", "[]", "{\"resnapshot\": 7}", "{\"resnapshot\": \"public.things\"}"] {
+        let (status, sentence) = served.direct(bad).await?;
+        assert_eq!(status, StatusCode::UNPROCESSABLE_ENTITY, "{bad}");
+        assert!(sentence.contains("not a directive"), "{bad}: {sentence}");
+    }
     Ok(())
 }

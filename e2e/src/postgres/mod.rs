@@ -9,6 +9,7 @@ mod client;
 mod identity;
 mod processes;
 mod server;
+mod standby;
 mod template;
 #[cfg(test)]
 mod tests;
@@ -17,4 +18,5 @@ mod version;
 pub use builder::{Builder, ServerTls};
 pub use client::{Client, TextRow};
 pub use server::Server;
+pub use standby::STANDBY_SLOT;
 pub use version::Version;

@@ -7,5 +7,6 @@ mod interruptions;
 mod lifecycle;
 mod manifests;
 mod operators;
+mod requests;
 mod stage;
 mod tls;

@@ -124,6 +124,7 @@ impl Applier {
             Step::Apply(manifest) => self.manifest(observed, manifest).await?,
             Step::IssueControlSecret => self.issue_control_secret(observed).await?,
             Step::Delete(doomed) => self.delete(world, doomed).await?,
+            Step::Direct { pod, directive } => observed.direct(pod, directive).await,
             Step::Emit(event) => self.publisher.publish(&world.pipeline, event).await?,
         }
         Ok(())

@@ -51,7 +51,7 @@ async fn a_pipeline_stays_until_people_were_told_what_is_kept() {
     let applier = Applier::new(client.clone(), Publisher::new(client, "operator-0".into()));
     let world = stopped(DeletionPolicy::Retain);
     let plan = plan(&world).unwrap();
-    let observed = Observed { world, versions: HashMap::new(), control: None };
+    let observed = Observed { world, versions: HashMap::new(), control: None, lines: HashMap::new() };
     for pass in 1..=2 {
         let error = applier.carry_out(&observed, &plan).await.unwrap_err();
         assert!(error.refusal().is_some_and(|refusal| refusal.contains("exceeded quota")), "{error}");

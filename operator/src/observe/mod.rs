@@ -14,10 +14,11 @@ use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Namespace;
 use kube::{Api, Client};
 use penstock_crds::CdcPipeline;
+use penstock_crds::directive::Directive;
 
 pub(crate) use caches::Caches;
 pub(crate) use secrets::{ControlMaterial, SecretReader};
-pub(crate) use worker_api::WorkerApi;
+pub(crate) use worker_api::{WorkerApi, WorkerLine};
 
 use self::absence::Absences;
 use crate::call::{CallError, call};
@@ -43,6 +44,19 @@ pub(crate) struct Observed {
     pub versions: HashMap<(&'static str, String), String>,
     /// Token and certificate authority of the workers, where they are issued.
     pub control: Option<ControlMaterial>,
+    /// How to speak to workers, by the name of the pod.
+    pub lines: HashMap<String, WorkerLine>,
+}
+
+impl Observed {
+    /// Tells a worker what is wanted of it. One that does not take it is told again at the next pass.
+    pub(crate) async fn direct(&self, pod: &str, directive: &Directive) {
+        let Some((line, control)) = self.lines.get(pod).zip(self.control.as_ref()) else { return };
+        match line.direct(&control.token, directive).await {
+            Ok(()) => tracing::info!(pod, ?directive, "directed a worker"),
+            Err(error) => tracing::warn!(pod, %error, "a worker did not take what it was told"),
+        }
+    }
 }
 
 /// A world that could not be observed.
@@ -100,6 +114,7 @@ impl Observer {
         let now = Timestamp::now();
         let mut pods = objects.worker_pods(&identity, now);
         self.workers.ask(&identity, &mut pods, material.as_ref()).await;
+        let lines = self.workers.lines(&identity.uid, &pods);
 
         let (revisions, unreadable) = objects.known_revisions(&identity);
         let sets = objects.worker_sets(&identity);
@@ -126,7 +141,7 @@ impl Observer {
             taken,
             refused,
         };
-        Ok(Observed { world, versions: objects.versions(), control: material })
+        Ok(Observed { world, versions: objects.versions(), control: material, lines })
     }
 
     /// Forgets what was remembered about Secrets of a pipeline, after one was written.

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use futures::future::join_all;
 use jiff::{SignedDuration, Timestamp};
+use penstock_crds::directive::Directive;
 use penstock_crds::names::PORT_CONTROL;
 use penstock_crds::report::Report;
 use reqwest::Certificate;
@@ -39,6 +40,25 @@ struct Acquaintance {
     /// Hash of what the client trusts and whom it asks.
     made_for: [u8; 32],
     last: Option<(Timestamp, Report)>,
+}
+
+/// How to speak to a worker that was asked before.
+#[derive(Clone, Debug)]
+pub(crate) struct WorkerLine {
+    client: reqwest::Client,
+    url: String,
+}
+
+impl WorkerLine {
+    /// Tells it what is wanted.
+    pub(crate) async fn direct(&self, token: &str, directive: &Directive) -> Result<(), String> {
+        let sent = self.client.put(&self.url).bearer_auth(token).json(directive).send().await;
+        let answer = sent.map_err(|error| short(&error))?;
+        match answer.status() {
+            status if status.is_success() => Ok(()),
+            status => Err(format!("it answered {status} to PUT /v1/directive")),
+        }
+    }
 }
 
 /// Why a worker did not answer.
@@ -92,6 +112,17 @@ impl WorkerApi {
             now_known.extend(acquaintance.map(|acquaintance| (pod.uid.clone(), acquaintance)));
         }
         self.lock().insert(identity.uid.clone(), now_known);
+    }
+
+    /// How to speak to each worker that could be asked.
+    pub(super) fn lines(&self, uid: &str, pods: &[RunningPod]) -> HashMap<String, WorkerLine> {
+        let known = self.lock();
+        let line = |pod: &RunningPod| {
+            let client = known.get(uid)?.get(&pod.uid)?.client.clone();
+            let url = format!("https://{}:{}/v1/directive", pod.host, pod.address?.port());
+            Some((pod.worker.name.clone(), WorkerLine { client, url }))
+        };
+        pods.iter().filter_map(line).collect()
     }
 
     /// Forgets a pipeline that is gone.

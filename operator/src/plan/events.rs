@@ -2,7 +2,7 @@
 //! tells nothing.
 
 use penstock_crds::conditions::{ConditionReason, ConditionType, OperatorReason};
-use penstock_crds::names::LABEL_UID;
+use penstock_crds::names::{ANNOTATION_RESNAPSHOT, LABEL_UID};
 use penstock_crds::revision::RevisionName;
 use serde::Serialize;
 
@@ -103,6 +103,13 @@ impl PlannedEvent {
             },
         );
         Self::once("CleanedUp", "Delete", "", note)
+    }
+
+    /// The annotation that asks for tables to be copied again says nothing that could be done.
+    pub(super) fn annotation_invalid(text: &str, why: &str) -> Self {
+        let note = format!("The annotation {ANNOTATION_RESNAPSHOT} is left alone: {why}");
+        let key = penstock_crds::names::uid8(text);
+        Self { kind: EventKind::Warning, ..Self::once("AnnotationInvalid", "Direct", &key, note) }
     }
 
     /// The namespace goes, and with it everything that could clean up.

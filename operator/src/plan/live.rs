@@ -2,7 +2,9 @@
 
 use super::events::{PlannedEvent, transitions};
 use super::stage::{Stage, others, others_are_over, stage};
-use super::{Doomed, DoomedKind, LOOK_AGAIN, Plan, PlanError, Step, manifests, revision, status, verdict};
+use super::{
+    Doomed, DoomedKind, LOOK_AGAIN, Plan, PlanError, Step, directive, manifests, revision, status, verdict,
+};
 use crate::world::{ControlSecret, KnownRevision, Owned, WorkerPod, WorkerSet, World};
 
 /// What to do about a pipeline that nobody deleted.
@@ -11,6 +13,7 @@ pub(super) fn plan(world: &World) -> Result<Plan, PlanError> {
     let stage = stage(world)?;
     // 2. What brings it further?
     let mut steps = steps(world, &stage)?;
+    steps.extend(directive::steps(world, &stage));
     // 3. What is there to say about it?
     let verdict = verdict::of(world, &stage);
     steps.extend(transitions(world, &stage, &verdict).into_iter().map(Step::Emit));

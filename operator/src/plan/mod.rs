@@ -2,6 +2,7 @@
 //! whoever carries it out no choice, and says what it waits for.
 
 mod deletion;
+mod directive;
 mod events;
 mod live;
 pub(crate) mod manifests;
@@ -15,6 +16,7 @@ mod verdict;
 use std::time::Duration;
 
 use jiff::Timestamp;
+use penstock_crds::directive::Directive;
 use penstock_crds::revision::RevisionName;
 use penstock_crds::{CdcPipeline, CdcPipelineStatus};
 use serde::Serialize;
@@ -68,6 +70,13 @@ pub enum Step {
     IssueControlSecret,
     /// Delete, with what it owns, in the background.
     Delete(Doomed),
+    /// Tell the worker in this pod what is wanted of it.
+    Direct {
+        /// The pod.
+        pod: String,
+        /// What is wanted.
+        directive: Directive,
+    },
     /// Tell people.
     Emit(PlannedEvent),
 }

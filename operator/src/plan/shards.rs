@@ -20,13 +20,18 @@ pub(super) enum Shard<'a> {
 /// The shards of a revision, by number. A pod that is ending speaks only while there is no other.
 pub(super) fn shards<'a>(world: &'a World, revision: &KnownRevision) -> Vec<Shard<'a>> {
     (0..revision.minted.data.shards)
-        .map(|shard| {
-            let mut pods: Vec<&WorkerPod> =
-                world.pods.iter().filter(|pod| pod.revision == revision.name && pod.shard == shard).collect();
-            pods.sort_by_key(|pod| pod.is_deleting);
-            pods.first().map_or(Shard::Starting, |pod| of_pod(world, pod))
-        })
+        .map(|shard| current_pod(world, revision, shard).map_or(Shard::Starting, |pod| of_pod(world, pod)))
         .collect()
+}
+
+/// The pod that speaks for a shard.
+pub(super) fn current_pod<'a>(
+    world: &'a World,
+    revision: &KnownRevision,
+    shard: u16,
+) -> Option<&'a WorkerPod> {
+    let pods = world.pods.iter().filter(|pod| pod.revision == revision.name && pod.shard == shard);
+    pods.min_by_key(|pod| pod.is_deleting)
 }
 
 fn of_pod<'a>(world: &World, pod: &'a WorkerPod) -> Shard<'a> {

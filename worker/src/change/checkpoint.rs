@@ -24,3 +24,21 @@ pub struct SourceIdentity {
     /// The replication slot.
     pub slot: String,
 }
+
+/// Where a timeline ended and the next one began.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TimelineSwitch {
+    /// The timeline that ended.
+    pub timeline: u32,
+    /// Where it did: what it has from there on is not in the next one.
+    pub at: Lsn,
+}
+
+/// A log: positions of two of them cannot be compared, unless one goes on from the other.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LogIdentity {
+    /// System identifier.
+    pub system_id: String,
+    /// Timeline.
+    pub timeline: u32,
+}

@@ -9,7 +9,7 @@ mod shape;
 pub mod table;
 pub mod travel;
 
-pub use checkpoint::{Checkpoint, SourceIdentity};
+pub use checkpoint::{Checkpoint, LogIdentity, SourceIdentity, TimelineSwitch};
 pub use column_type::{ColumnType, Definition, MadeType, STABLE_OIDS_END, TypeKind};
 pub use lsn::{InvalidLsn, Lsn, Position};
 pub use relation::{Relation, RelationColumn, RelationId, ReplicaIdentity};

@@ -7,5 +7,5 @@ mod error;
 mod reconcile;
 mod volume;
 
-pub use reconcile::{Beginning, Known, NoticeAtStart, reconcile};
+pub use reconcile::{Beginning, Known, KnownSource, NoticeAtStart, reconcile};
 pub use volume::{Identity, Record, Volume};

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 
 use penstock_crds::report::Reason;
 use rusqlite::{Connection, OptionalExtension as _, Row, ToSql, params};
+use sha2::{Digest as _, Sha256};
 use uuid::Uuid;
 
 use super::error::{io_failed, is_corrupt, sqlite_failed, volume_failed};
@@ -100,11 +101,11 @@ impl Volume {
     pub fn write(&mut self, record: &Record) -> Result<(), Failure> {
         let Record { revision, epoch, checkpoint, source } = record;
         let Checkpoint { position, end_lsn, sequence } = checkpoint;
-        let sql = "INSERT INTO record (only, revision, epoch, sequence, commit_lsn, xid, ordinal, end_lsn, source_system_id, source_timeline, slot) \
-                   VALUES (1, ?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10) \
+        let sql = "INSERT INTO record (only, revision, epoch, sequence, commit_lsn, xid, ordinal, end_lsn, source_system_id, source_timeline, slot, seal) \
+                   VALUES (1, ?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11) \
                    ON CONFLICT (only) DO UPDATE SET revision = excluded.revision, epoch = excluded.epoch, sequence = excluded.sequence, \
                        commit_lsn = excluded.commit_lsn, xid = excluded.xid, ordinal = excluded.ordinal, end_lsn = excluded.end_lsn, \
-                       source_system_id = excluded.source_system_id, source_timeline = excluded.source_timeline, slot = excluded.slot";
+                       source_system_id = excluded.source_system_id, source_timeline = excluded.source_timeline, slot = excluded.slot, seal = excluded.seal";
         let parameters = params![
             revision,
             epoch,
@@ -116,20 +117,27 @@ impl Volume {
             source.system_id,
             source.timeline,
             source.slot,
+            seal(checkpoint),
         ];
         self.execute(sql, parameters).map(drop)
+    }
+
+    /// Forgets the record, before another history begins; durable when it returns.
+    pub fn forget(&mut self) -> Result<(), Failure> {
+        self.execute("DELETE FROM record", &[]).map(drop)
     }
 
     /// Moves the checkpoint of the record that [`Volume::write`] wrote; durable when it returns.
     pub fn advance(&mut self, checkpoint: &Checkpoint) -> Result<(), Failure> {
         let Checkpoint { position, end_lsn, sequence } = checkpoint;
-        let sql = "UPDATE record SET sequence = ?1, commit_lsn = ?2, xid = ?3, ordinal = ?4, end_lsn = ?5";
+        let sql = "UPDATE record SET sequence = ?1, commit_lsn = ?2, xid = ?3, ordinal = ?4, end_lsn = ?5, seal = ?6";
         let parameters = params![
             sequence,
             position.commit_lsn.to_string(),
             position.xid,
             position.ordinal.cast_signed(),
             end_lsn.to_string(),
+            seal(checkpoint),
         ];
         if self.execute(sql, parameters)? == 1 {
             Ok(())
@@ -195,13 +203,38 @@ fn open_database(path: &Path) -> Result<Connection, rusqlite::Error> {
          CREATE TABLE IF NOT EXISTS record (
              only INTEGER PRIMARY KEY CHECK (only = 1), revision TEXT NOT NULL, epoch INTEGER NOT NULL, sequence INTEGER NOT NULL,
              commit_lsn TEXT NOT NULL, xid INTEGER NOT NULL, ordinal INTEGER NOT NULL, end_lsn TEXT NOT NULL,
-             source_system_id TEXT NOT NULL, source_timeline INTEGER NOT NULL, slot TEXT NOT NULL
+             source_system_id TEXT NOT NULL, source_timeline INTEGER NOT NULL, slot TEXT NOT NULL, seal TEXT NOT NULL
          ) STRICT;
          PRAGMA user_version = {};
          COMMIT;",
         FORMAT.max(connection.pragma_query_value(None, "user_version", |row| row.get(0))?)
     ))?;
+    check_seal(&connection)?;
     Ok(connection)
+}
+
+/// What is written beside a checkpoint: SQLite does not notice a byte that changed within a value.
+fn seal(checkpoint: &Checkpoint) -> String {
+    let Checkpoint { position: Position { commit_lsn, xid, ordinal }, end_lsn, sequence } = checkpoint;
+    hex::encode(Sha256::digest(format!("{commit_lsn} {xid} {ordinal} {end_lsn} {sequence}")))
+}
+
+/// A checkpoint that is not the one that was written is as good as none.
+fn check_seal(connection: &Connection) -> Result<(), rusqlite::Error> {
+    let sql = "SELECT revision, epoch, sequence, commit_lsn, xid, ordinal, end_lsn, source_system_id, source_timeline, slot, seal \
+               FROM record";
+    let is_sealed = |row: &Row<'_>| {
+        let sealed: String = row.get(10)?;
+        Ok(read_record(row).is_ok_and(|record| seal(&record.checkpoint) == sealed))
+    };
+    if connection.query_row(sql, [], is_sealed).optional()?.unwrap_or(true) {
+        return Ok(());
+    }
+    let corrupt = rusqlite::ffi::Error::new(rusqlite::ffi::SQLITE_CORRUPT);
+    Err(rusqlite::Error::SqliteFailure(
+        corrupt,
+        Some("the checkpoint is not the one that was written".into()),
+    ))
 }
 
 fn refuse_newer_format(connection: &Connection, path: &Path) -> Result<(), Failure> {

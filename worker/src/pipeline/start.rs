@@ -8,10 +8,11 @@ use penstock_crds::report::Reason;
 use penstock_crds::table_pattern::TablePattern;
 
 use super::Context;
+use super::decided::{self, Start};
 use crate::change::table::{SourceTable, TableName};
 use crate::change::travel::{self, Format, Versions};
-use crate::change::{Checkpoint, Position, RelationId, SourceIdentity};
-use crate::checkpoint::{self, Beginning, Identity, Known, Record, Volume};
+use crate::change::{Checkpoint, LogIdentity, Position, RelationId, SourceIdentity};
+use crate::checkpoint::{self, Beginning, Identity, Known, KnownSource, Record, Volume};
 use crate::failure::Failure;
 use crate::postgres::{End, Session};
 use crate::sink::{self, Owner, Sink, Started, TableMap};
@@ -122,9 +123,10 @@ pub(super) async fn fence(context: Context<'_>, source: &Source, volume: &Volume
         slot: SlotName::of_shard(&pipeline.uid, settings.shard).as_str().to_owned(),
     };
     let tables = TableMap::new(pipeline.manifest.spec.sink.postgres.schema_map.clone());
-    let (sink, started) = sink::start(pipeline.sink.clone(), owner, tables, &log).await?;
+    let (mut sink, started) = sink::start(pipeline.sink.clone(), owner, tables, &log).await?;
     context.status.reached(End::Sink);
     context.status.fenced(started.epoch);
+    sink.act_as(pipeline.manifest.spec.sink.postgres.session_replication_role).await?;
     if let Some(revision) = &started.moved_from_revision {
         tracing::info!(from = revision, "going on where an older revision stopped");
     }
@@ -140,7 +142,7 @@ pub(super) async fn fence(context: Context<'_>, source: &Source, volume: &Volume
     Ok(Fenced { sink, started, identity, slot, publication, versions, stream_format })
 }
 
-/// Step 4: the tables of this shard. Shard 0 brings the publication up to date and then writes who has what; the
+/// Step 5: the tables of this shard. Shard 0 brings the publication up to date and then writes who has what; the
 /// others wait for it.
 ///
 /// The sink hears first of what the source is about to be told: a table that the publication does not carry is to be
@@ -223,13 +225,13 @@ async fn wait_for_assignment(
     Err(Failure::new(Reason::WaitingForShardZero, message))
 }
 
-/// Step 5: slot, volume and sink agree on where to go on. Changes nothing but what a dead predecessor left open.
+/// Step 4: slot, volume and sink agree on where to go on. Changes nothing but what a dead predecessor left open.
 pub(super) async fn reconcile(
     context: Context<'_>,
     source: &Source,
-    fenced: &Fenced,
+    fenced: &mut Fenced,
     volume: &Volume,
-) -> Result<Beginning, Failure> {
+) -> Result<Start, Failure> {
     let copy_slot = SlotName::of_later_copy(&fenced.started.names_uid, context.settings.shard);
     source::end_stale_sessions(&source.session, &[&fenced.slot, &copy_slot]).await?;
     source::end_stale_walsender(&source.session, &fenced.slot).await?;
@@ -240,16 +242,49 @@ pub(super) async fn reconcile(
         volume: volume.record()?,
         sink: fenced.started.checkpoint,
         is_new_revision: fenced.started.moved_from_revision.is_some(),
-        source_end: source::wal_position(&source.session, &fenced.slot).await?.end,
+        source: known_source(context, source, fenced).await?,
+        sink_source: fenced.started.source.clone(),
+        sink_holds: fenced.sink.holds().await?,
+        slot_is_synced: slot.as_ref().is_some_and(|slot| slot.is_synced),
     };
-    let beginning = checkpoint::reconcile(&known)?;
-    if let (Beginning::Resume { notice, .. }, Some(slot)) = (&beginning, &slot) {
-        slot.verify(&fenced.slot, &fenced.identity.database)?;
-        if let Some(notice) = notice {
-            context.status.notice(notice.reason, notice.message.clone());
+    let agreed = checkpoint::reconcile(&known).and_then(|beginning| {
+        if let (Beginning::Resume { .. }, Some(slot)) = (&beginning, &slot) {
+            slot.verify(&fenced.slot, &fenced.identity.database)?;
         }
+        Ok(beginning)
+    });
+    let start = decided::decide(fenced, slot.as_ref(), agreed).await?;
+    if let Start::Agreed(Beginning::Resume { notice: Some(notice), .. }) = &start {
+        context.status.notice(notice.reason, notice.message.clone());
     }
-    Ok(beginning)
+    let carries_on = matches!(start, Start::Agreed(Beginning::Resume { .. }));
+    if carries_on && slot.is_some_and(|slot| slot.failover == Some(false)) {
+        carry_to_standbys(context, fenced).await;
+    }
+    Ok(start)
+}
+
+async fn known_source(
+    context: Context<'_>,
+    source: &Source,
+    fenced: &Fenced,
+) -> Result<KnownSource, Failure> {
+    let source::SourceIdentity { system_id, timeline, .. } = fenced.identity.clone();
+    let is_other_timeline = timeline != fenced.started.source.timeline;
+    let switches = if is_other_timeline {
+        source::timeline_switches(&context.settings.pipeline.source, timeline).await?
+    } else {
+        Vec::new()
+    };
+    let end = source::wal_position(&source.session, &fenced.slot).await?.end;
+    Ok(KnownSource { identity: LogIdentity { system_id, timeline }, end, switches })
+}
+
+/// A slot that was made where or when there were no failover slots. Without it the stream is as good as before.
+async fn carry_to_standbys(context: Context<'_>, fenced: &Fenced) {
+    if let Err(error) = source::carry_to_standbys(&context.settings.pipeline.source, &fenced.slot).await {
+        tracing::warn!("the slot is not carried over to standbys: {error}");
+    }
 }
 
 /// Step 7. A shard that never had a position gets a new slot.
@@ -258,11 +293,19 @@ pub(super) async fn begin(
     source: &Source,
     fenced: &mut Fenced,
     volume: &mut Volume,
-    beginning: Beginning,
+    start: Start,
 ) -> Result<Resumed, Failure> {
-    let resumed = match beginning {
-        Beginning::Resume { checkpoint, .. } => Resumed { checkpoint, exported: None },
-        Beginning::First { slot_is_left_over } => {
+    let resumed = match start {
+        Start::Agreed(Beginning::Resume { checkpoint, .. }) => {
+            if fenced.identity.timeline != fenced.started.source.timeline {
+                fenced.sink.follow_source(&checkpoint, &decided::log_of(fenced)).await?;
+            }
+            Resumed { checkpoint, exported: None }
+        }
+        Start::Decided { decision, is_slot_usable } => {
+            decided::carry_out(context, source, fenced, volume, (decision, is_slot_usable)).await?
+        }
+        Start::Agreed(Beginning::First { slot_is_left_over }) => {
             if slot_is_left_over {
                 // A later run cannot begin while the fence is held, so the slot is not its.
                 let held = fenced.sink.hold_fence().await?;
@@ -276,11 +319,7 @@ pub(super) async fn begin(
         revision: context.settings.revision.clone(),
         epoch: fenced.started.epoch,
         checkpoint: resumed.checkpoint,
-        source: SourceIdentity {
-            system_id: fenced.identity.system_id.clone(),
-            timeline: fenced.identity.timeline,
-            slot: fenced.slot.as_str().to_owned(),
-        },
+        source: decided::log_of(fenced),
     };
     tokio::task::block_in_place(|| volume.write(&record))?;
     Ok(resumed)

@@ -9,8 +9,10 @@ use tokio::time::MissedTickBehavior;
 use tokio_util::task::AbortOnDropHandle;
 
 use super::apply::{Applier, Bounds, Ends};
+use super::decided::log_of;
 use super::ranges::Ranges;
 use super::shapes::{ShapeKeeper, explain_refusal};
+use super::start::Fenced;
 use super::watch::{Announcer, watch_source};
 use super::{Context, Ready};
 use crate::change::table::TableName;
@@ -64,9 +66,13 @@ pub(super) async fn stream(context: Context<'_>, ready: Ready) -> Result<(), Fai
     let mut watch = watch_source(context, &fenced, assigned.followed, Announcer { known, announce })?;
     let first = context.stop.run_until_cancelled(applier.ends.reader.next()).await;
     let Some(first) = first else { return Ok(()) };
-    let first = first?;
+    let first = match first {
+        Ok(first) => first,
+        Err(error) => return Err(noted(&mut fenced, error.into()).await?),
+    };
     context.status.enter(WorkerPhase::Streaming);
     tracing::info!(lsn = %checkpoint.end_lsn, sequence = checkpoint.sequence, "streaming");
+    fenced.sink.no_dead_end().await?;
     applier.begin_ranges();
     let applied = async {
         applier.take(first).await?;
@@ -79,9 +85,19 @@ pub(super) async fn stream(context: Context<'_>, ready: Ready) -> Result<(), Fai
         }
         Err(failure) => {
             drop(applier);
+            let failure = noted(&mut fenced, failure).await?;
             Err(explain_refusal(context, &mut fenced, &own, failure).await)
         }
     }
+}
+
+/// Changes in the log belong to a publication that is gone: the source will never send them, though a new one of
+/// that name is there.
+async fn noted(fenced: &mut Fenced, failure: Failure) -> Result<Failure, Failure> {
+    if failure.reason == Reason::PublicationUnsuitable {
+        fenced.sink.note_dead_end(&failure, &log_of(fenced)).await?;
+    }
+    Ok(failure)
 }
 
 async fn apply_until_stopped(

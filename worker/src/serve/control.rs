@@ -1,22 +1,25 @@
-//! `GET /v1/report` over TLS with a bearer token. The operator is the only client.
+//! `GET /v1/report` and `PUT /v1/directive` over TLS with a bearer token. The operator is the only client.
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::extract::{Request, State};
+use axum::body::Bytes;
+use axum::extract::{DefaultBodyLimit, Request, State};
 use axum::http::{StatusCode, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse as _, Response};
-use axum::routing::get;
+use axum::routing::{get, put};
 use axum::{Json, Router};
 use axum_server::tls_rustls::RustlsConfig;
+use penstock_crds::directive::Directive;
 use penstock_crds::names::FILE_TOKEN;
 use penstock_crds::report::Report;
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use sha2::{Digest as _, Sha256};
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::status::{Status, now_micros};
@@ -45,8 +48,12 @@ pub enum ControlError {
     },
 }
 
+/// No directive is larger.
+const DIRECTIVE_BYTES_MAX: usize = 256 * 1024;
+
 struct Shared {
     status: Status,
+    directive: watch::Sender<Directive>,
     folder: PathBuf,
 }
 
@@ -58,16 +65,12 @@ struct Shared {
 pub async fn serve_control(
     address: SocketAddr,
     folder: PathBuf,
-    status: Status,
+    (status, directive): (Status, watch::Sender<Directive>),
     stop: CancellationToken,
 ) -> Result<(), ControlError> {
     let tls = RustlsConfig::from_config(Arc::new(server_config(&folder)?));
     let reloader = tokio::spawn(reload(tls.clone(), folder.clone(), stop.clone()));
-    let shared = Arc::new(Shared { status, folder });
-    let app = Router::new()
-        .route("/v1/report", get(report))
-        .layer(middleware::from_fn_with_state(shared.clone(), authorize))
-        .with_state(shared);
+    let app = router(folder, status, directive);
     let handle = axum_server::Handle::new();
     let closer = tokio::spawn({
         let handle = handle.clone();
@@ -80,6 +83,31 @@ pub async fn serve_control(
     reloader.abort();
     closer.abort();
     served.map_err(|source| ControlError::Bind { address, source })
+}
+
+/// What is served, to whoever has the token in `folder`.
+pub fn router(folder: PathBuf, status: Status, directive: watch::Sender<Directive>) -> Router {
+    let shared = Arc::new(Shared { status, directive, folder });
+    Router::new()
+        .route("/v1/report", get(report))
+        .route("/v1/directive", put(take_directive))
+        .layer(DefaultBodyLimit::max(DIRECTIVE_BYTES_MAX))
+        .layer(middleware::from_fn_with_state(shared.clone(), authorize))
+        .with_state(shared)
+}
+
+/// Takes what is wanted; it is carried out beside the stream, and the report says when it is settled.
+async fn take_directive(State(shared): State<Arc<Shared>>, body: Bytes) -> Response {
+    match serde_json::from_slice::<Directive>(&body) {
+        Ok(directive) => {
+            shared.directive.send_replace(directive);
+            StatusCode::NO_CONTENT.into_response()
+        }
+        Err(error) => {
+            let sentence = format!("this is not a directive: {error}\n");
+            (StatusCode::UNPROCESSABLE_ENTITY, sentence).into_response()
+        }
+    }
 }
 
 async fn report(State(shared): State<Arc<Shared>>) -> Json<Report> {

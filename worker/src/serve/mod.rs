@@ -4,6 +4,6 @@ mod control;
 mod health;
 mod metrics;
 
-pub use control::{ControlError, serve_control};
+pub use control::{ControlError, router, serve_control};
 pub use health::serve_health;
 pub use metrics::Metrics;

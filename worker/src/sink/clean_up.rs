@@ -8,7 +8,7 @@ use super::session::{self, Purpose};
 use crate::failure::Failure;
 use crate::postgres::{Endpoint, Session};
 
-const TABLES: [&str; 8] = [
+const TABLES: [&str; 11] = [
     "barrier_arrival",
     "barrier",
     "checkpoint",
@@ -17,6 +17,9 @@ const TABLES: [&str; 8] = [
     "assignment",
     "ownership",
     "adoption",
+    "dead_end",
+    "accepted_loss",
+    "resnapshot",
 ];
 
 /// The UID that the pipeline's slots and publication are named after: its own, or that of the pipeline whose state

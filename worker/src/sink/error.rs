@@ -90,12 +90,13 @@ fn constraint_refused(error: &DbError, table: &TableName, doing: &str) -> Failur
         code if *code == SqlState::EXCLUSION_VIOLATION => "exclusion constraint",
         _ => "constraint",
     };
-    rejected(
-        table,
-        doing,
-        &format!("{kind} {constraint} is violated"),
-        "Drop the constraint from the sink table, or make it the source's own",
-    )
+    let advice = if kind == "foreign key" {
+        "Drop it from the sink table, make it the source's own, or set sink.postgres.sessionReplicationRole to Replica, which \
+         leaves foreign keys unchecked"
+    } else {
+        "Drop the constraint from the sink table, or make it the source's own"
+    };
+    rejected(table, doing, &format!("{kind} {constraint} is violated"), advice)
 }
 
 fn rejected(table: &TableName, doing: &str, why: &str, advice: &str) -> Failure {

@@ -13,6 +13,7 @@ mod clean_up;
 mod compare;
 mod copy;
 mod ddl;
+mod dead_end;
 mod error;
 mod evolve;
 mod fit;
@@ -44,17 +45,20 @@ pub use at_barrier::{TableAtBarrier, is_at_barrier, open_at_barrier, tables_at_b
 pub use barrier::Barriers;
 pub use barrier_registry::{Arrival, BARRIER_PREFIX, BarrierId, Registration, SinkFacts, register};
 pub use clean_up::{clean_up, names_uid};
+pub use dead_end::{DeadEnd, Decision, decide, is_dead_end};
 pub use evolve::{Rules, copy_needed};
 pub use load::{ChunkEnd, Loader};
 pub use owner::{Owner, TableMap};
 pub use range::CopiedRange;
 pub use reshape::{Foreseen, Reshaped};
-pub use resnapshot::resnapshot;
+pub use resnapshot::{Resnapshotted, resnapshot};
 pub use shapes::Recorded;
 pub use start::{Started, start};
 pub use state::{Progress, TableState};
 pub use tables::FirstCopy;
 pub use writer::Writer;
+
+use penstock_crds::spec::SessionReplicationRole;
 
 use crate::failure::Failure;
 use crate::postgres::{Endpoint, Session};
@@ -74,6 +78,8 @@ pub struct Sink {
     changes: Allowed,
     run: Run,
     session: Session,
+    /// As [`Sink::act_as`] was told.
+    session_role: SessionReplicationRole,
     /// Of the server, as `server_version_num` has it: 150004.
     pub server_version: u32,
 }
@@ -95,7 +101,20 @@ impl Sink {
         Barriers::new(self.endpoint.clone(), self.owner.application_name(self.run.epoch), self.run.clone())
     }
 
+    /// Decides whether foreign keys are checked and triggers fire when this run writes rows.
+    ///
+    /// # Errors
+    /// `SinkPrivilegeMissing`: the role may not decide it.
+    pub async fn act_as(&mut self, role: SessionReplicationRole) -> Result<(), Failure> {
+        session::act_as(&self.session, role).await?;
+        self.session_role = role;
+        Ok(())
+    }
+
     async fn open(&self, purpose: Purpose) -> Result<Session, Failure> {
-        session::open(&self.endpoint, &self.owner.application_name(self.run.epoch), purpose).await
+        let name = self.owner.application_name(self.run.epoch);
+        let session = session::open(&self.endpoint, &name, purpose).await?;
+        session::act_as(&session, self.session_role).await?;
+        Ok(session)
     }
 }

@@ -1,5 +1,9 @@
 //! Sessions with the sink.
 
+use penstock_crds::report::Reason;
+use penstock_crds::spec::SessionReplicationRole;
+use tokio_postgres::error::SqlState;
+
 use super::error::failed;
 use crate::failure::Failure;
 use crate::postgres::{End, Endpoint, Session};
@@ -53,4 +57,24 @@ pub(super) async fn open(
         .await
         .map_err(|error| failed(&error, "setting up a session"))?;
     Ok(session)
+}
+
+/// Leaves a session as it is, or keeps foreign keys and ordinary triggers out of it. `Origin` sets nothing: that too
+/// takes a privilege, and it is what a session begins with.
+pub(super) async fn act_as(session: &Session, role: SessionReplicationRole) -> Result<(), Failure> {
+    match role {
+        SessionReplicationRole::Origin => Ok(()),
+        SessionReplicationRole::Replica => {
+            let set = session.batch_execute("SET session_replication_role = replica").await;
+            set.map_err(|error| match error.code() {
+                Some(code) if *code == SqlState::INSUFFICIENT_PRIVILEGE => Failure::new(
+                    Reason::SinkPrivilegeMissing,
+                    "The sink's role may not set session_replication_role, which sink.postgres.sessionReplicationRole: Replica \
+                     asks for. Let a superuser run GRANT SET ON PARAMETER session_replication_role TO it (PostgreSQL 15 and \
+                     later), use a superuser, or set the field to Origin.",
+                ),
+                _ => failed(&error, "setting session_replication_role"),
+            })
+        }
+    }
 }

@@ -1,6 +1,7 @@
 //! The beginning of a run: take the fence from whoever has it, and read where the sink stands.
 
 use penstock_crds::report::Reason;
+use penstock_crds::spec::SessionReplicationRole;
 use postgres_types::PgLsn;
 use tokio_postgres::{Row, Transaction};
 
@@ -9,8 +10,8 @@ use super::owner::{Owner, TableMap};
 use super::run::Run;
 use super::session::{self, Purpose};
 use super::tables::FirstCopy;
-use super::{Sink, schema};
-use crate::change::{Checkpoint, Lsn, Position, SourceIdentity};
+use super::{Sink, dead_end, schema};
+use crate::change::{Checkpoint, LogIdentity, Lsn, Position, SourceIdentity};
 use crate::failpoint::{Point, reach};
 use crate::failure::Failure;
 use crate::postgres::{Endpoint, Session};
@@ -29,6 +30,8 @@ pub struct Started {
     pub names_uid: String,
     /// The slot that belongs to the state.
     pub slot: String,
+    /// The log that its position is an address in.
+    pub source: LogIdentity,
 }
 
 /// The server that is written to.
@@ -67,7 +70,10 @@ pub async fn start(
     let first_copy = FirstCopy::Copied;
     let server_version = identity.server_version;
     let changes = super::shapes::Allowed::default();
-    Ok((Sink { endpoint, owner, tables, first_copy, changes, run, session, server_version }, started))
+    let session_role = SessionReplicationRole::Origin;
+    let sink =
+        Sink { endpoint, owner, tables, first_copy, changes, run, session, session_role, server_version };
+    Ok((sink, started))
 }
 
 async fn identify(session: &Session) -> Result<SinkIdentity, Failure> {
@@ -135,8 +141,20 @@ async fn take_fence(
         found = lock_row(&transaction, owner).await?;
     }
     let row = found.ok_or_else(|| fenced("the state of the pipeline was removed while this run began"))?;
-    row.check(owner, sink, source)?;
-    let started = bump(&transaction, owner, sink, &row).await.map_err(|error| failed(&error, doing))?;
+    row.check(owner, sink)?;
+    if let Err(failure) = row.recognise(source) {
+        let shard = (&owner.uid, i32::from(owner.shard));
+        let decided = dead_end::decided(&transaction, shard, source).await;
+        if decided.map_err(|error| failed(&error, doing))?.is_none() {
+            dead_end::note(&transaction, shard, &failure, source)
+                .await
+                .map_err(|error| failed(&error, doing))?;
+            transaction.commit().await.map_err(|error| failed(&error, doing))?;
+            return Err(failure);
+        }
+    }
+    let started =
+        bump(&transaction, owner, (source, sink), &row).await.map_err(|error| failed(&error, doing))?;
     reach(Point::BeforeEpochBump)?;
     transaction.commit().await.map_err(|error| failed(&error, doing))?;
     reach(Point::AfterEpochBump)?;
@@ -149,6 +167,7 @@ struct Before {
     revision_number: Option<i64>,
     source_system_id: String,
     source_timeline: i64,
+    has_position: bool,
     sink_system_id: String,
     sink_timeline: i64,
 }
@@ -162,10 +181,11 @@ impl Before {
             source_timeline: row.try_get(3)?,
             sink_system_id: row.try_get(4)?,
             sink_timeline: row.try_get(5)?,
+            has_position: row.try_get(6)?,
         })
     }
 
-    fn check(&self, owner: &Owner, sink: &SinkIdentity, source: &SourceIdentity) -> Result<(), Failure> {
+    fn check(&self, owner: &Owner, sink: &SinkIdentity) -> Result<(), Failure> {
         if let (Some(theirs), Some(ours)) = (self.revision_number, owner.revision_number)
             && theirs > ours
         {
@@ -174,15 +194,6 @@ impl Before {
                 self.revision, owner.shard, owner.revision
             );
             return Err(Failure::new(Reason::Superseded, message));
-        }
-        if self.source_system_id != source.system_id || self.source_timeline != i64::from(source.timeline) {
-            let message = format!(
-                "The source is system {} on timeline {}; the checkpoint in the sink was made with system {} on timeline {}. \
-                 Positions of one mean nothing in the other. Point source.postgres.connection at the server it was made with, \
-                 or create a new CdcPipeline that copies the tables again.",
-                source.system_id, source.timeline, self.source_system_id, self.source_timeline
-            );
-            return Err(Failure::new(Reason::SourceChanged, message));
         }
         // Rows and checkpoint move together, so another server that holds both is as good as the first one, as far
         // as it goes. Commits that it lost show when the slot is compared.
@@ -196,6 +207,17 @@ impl Before {
             );
         }
         Ok(())
+    }
+
+    /// Another system is refused before the fence is taken: the run that has it may be the one with the right source.
+    /// Another timeline may be a promoted standby, about which slot and volume have a word to say.
+    fn recognise(&self, source: &SourceIdentity) -> Result<(), Failure> {
+        if !self.has_position || self.source_system_id == source.system_id {
+            return Ok(());
+        }
+        let log = |system_id: &str, timeline| LogIdentity { system_id: system_id.to_owned(), timeline };
+        let before = log(&self.source_system_id, u32::try_from(self.source_timeline).unwrap_or_default());
+        Err(Failure::source_is_another(&log(&source.system_id, source.timeline), &before))
     }
 }
 
@@ -220,7 +242,8 @@ async fn refuse_if_adopted(transaction: &Transaction<'_>, owner: &Owner) -> Resu
 
 /// Waits for transactions that hold the fence, then holds it: what is read next cannot change before the bump.
 async fn lock_row(transaction: &Transaction<'_>, owner: &Owner) -> Result<Option<Before>, Failure> {
-    let sql = "SELECT revision, revision_number, source_system_id, source_timeline, sink_system_id, sink_timeline \
+    let sql = "SELECT revision, revision_number, source_system_id, source_timeline, sink_system_id, sink_timeline, \
+                   end_lsn IS NOT NULL \
                FROM penstock.checkpoint WHERE uid = $1 AND shard = $2 FOR NO KEY UPDATE";
     transaction
         .query_opt(sql, &[&owner.uid, &i32::from(owner.shard)])
@@ -293,7 +316,7 @@ async fn adopt(transaction: &Transaction<'_>, owner: &Owner, old: &str) -> Resul
         );
         return Err(Failure::new(Reason::ManifestInvalid, message));
     }
-    for table in ["table_state", "assignment", "ownership"] {
+    for table in ["table_state", "assignment", "ownership", "accepted_loss", "resnapshot"] {
         let sql = format!("UPDATE penstock.{table} SET uid = $1 WHERE uid = $2");
         transaction.execute(&sql, &[&owner.uid, &old]).await.map_err(error)?;
     }
@@ -322,16 +345,18 @@ async fn refuse_other_shards(transaction: &Transaction<'_>, owner: &Owner, old: 
 async fn bump(
     transaction: &Transaction<'_>,
     owner: &Owner,
-    sink: &SinkIdentity,
+    (source, sink): (&SourceIdentity, &SinkIdentity),
     before: &Before,
 ) -> Result<(Run, Started), tokio_postgres::Error> {
     let shard = i32::from(owner.shard);
     let sql = "UPDATE penstock.checkpoint SET epoch = epoch + 1, run_id = pg_catalog.gen_random_uuid(), namespace = $3, name = $4, revision = $5, \
                    revision_number = COALESCE($6, revision_number), sink_system_id = $7, sink_timeline = $8, \
-                   volume_id = $9::pg_catalog.text::pg_catalog.uuid, updated_at = pg_catalog.now() \
+                   volume_id = $9::pg_catalog.text::pg_catalog.uuid, updated_at = pg_catalog.now(), \
+                   source_system_id = CASE WHEN end_lsn IS NULL THEN $10 ELSE source_system_id END, \
+                   source_timeline = CASE WHEN end_lsn IS NULL THEN $11 ELSE source_timeline END \
                WHERE uid = $1 AND shard = $2 \
                RETURNING epoch, layout, names_uid, slot, sequence, commit_lsn, xid, ordinal, end_lsn, \
-                   run_id::pg_catalog.text";
+                   run_id::pg_catalog.text, source_system_id, source_timeline";
     let row = transaction
         .query_one(
             sql,
@@ -345,9 +370,14 @@ async fn bump(
                 &sink.system_id,
                 &sink.timeline,
                 &owner.volume_id.to_string(),
+                &source.system_id,
+                &i64::from(source.timeline),
             ],
         )
         .await?;
+    let timeline: i64 = row.try_get(11)?;
+    let source =
+        LogIdentity { system_id: row.try_get(10)?, timeline: u32::try_from(timeline).unwrap_or_default() };
     let run = Run {
         uid: owner.uid.clone(),
         shard,
@@ -361,6 +391,7 @@ async fn bump(
         moved_from_revision: Some(before.revision.clone()).filter(|revision| *revision != owner.revision),
         names_uid: row.try_get(2)?,
         slot: row.try_get(3)?,
+        source,
     };
     Ok((run, started))
 }

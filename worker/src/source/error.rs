@@ -129,14 +129,15 @@ pub enum SourceError {
     /// The slot does not exist.
     #[error(
         "The replication slot {0} is gone from the source, so changes since the last checkpoint may be lost. \
-         Delete the pipeline with deletionPolicy Delete, empty the sink tables, and create it again."
+         To have all tables copied again from a new slot, run penstock-worker begin-anew; to go on without what is \
+         lost, penstock-worker accept-loss."
     )]
     SlotMissing(SlotName),
     /// The slot exists and can no longer be read.
     #[error(
-        "The replication slot {slot} cannot be read any more: {problem}. Changes are lost. Delete the pipeline \
-         with deletionPolicy Delete, empty the sink tables, and create it again; a larger max_slot_wal_keep_size \
-         prevents it."
+        "The replication slot {slot} cannot be read any more: {problem}. Changes are lost. To have all tables copied \
+         again from a new slot, run penstock-worker begin-anew; to go on without what is lost, penstock-worker \
+         accept-loss. A larger max_slot_wal_keep_size (or idle_replication_slot_timeout) prevents it."
     )]
     SlotInvalidated {
         /// The slot.
@@ -171,8 +172,7 @@ pub enum SourceError {
     /// The slot stands past the place from where changes are needed: the source would leave them out silently.
     #[error(
         "The replication slot {slot} stands at {confirmed}, past {start}, which the sink has: the sink lost \
-         commits. Restore the sink, or delete the pipeline with deletionPolicy Delete, empty the sink tables, and \
-         create it again."
+         commits. Restore the sink, or have all tables copied again from a new slot: penstock-worker begin-anew."
     )]
     SlotAhead {
         /// The slot.

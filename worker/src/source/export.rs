@@ -43,7 +43,8 @@ pub struct ExportedSnapshot {
 }
 
 /// Makes a `pgoutput` slot and exports its snapshot. Waits until the transactions that are running have ended;
-/// says so in the log. Two-phase decoding and failover stay off.
+/// says so in the log. Two-phase decoding stays off. Where the server knows such slots, a permanent one is a failover
+/// slot.
 pub async fn create_slot(
     endpoint: &Endpoint,
     slot: &SlotName,
@@ -53,12 +54,16 @@ pub async fn create_slot(
         .connect_replication(slot.as_str())
         .await
         .map_err(|error| SourceError::connect(endpoint, &error))?;
-    let temporary = match durability {
-        Durability::Permanent => "",
-        Durability::Temporary => "TEMPORARY ",
+    let sql = match durability {
+        Durability::Permanent if knows_failover(&mut connection).await? => {
+            format!("CREATE_REPLICATION_SLOT {slot} LOGICAL pgoutput (SNAPSHOT 'export', FAILOVER true)")
+        }
+        // The older spelling of the options, which 14 to 18 all read.
+        Durability::Permanent => format!("CREATE_REPLICATION_SLOT {slot} LOGICAL pgoutput EXPORT_SNAPSHOT"),
+        Durability::Temporary => {
+            format!("CREATE_REPLICATION_SLOT {slot} TEMPORARY LOGICAL pgoutput EXPORT_SNAPSHOT")
+        }
     };
-    // The older spelling of the options, which 14 to 18 all read.
-    let sql = format!("CREATE_REPLICATION_SLOT {slot} {temporary}LOGICAL pgoutput EXPORT_SNAPSHOT");
     let what =
         format!("the slot {slot} is made when the transactions that are running at the source have ended");
     reach(Point::BeforeSlot)?;
@@ -76,6 +81,31 @@ pub async fn create_slot(
         slot: slot.clone(),
         exporter: connection,
     })
+}
+
+/// Whether slots can be carried over to a standby: from 17 on.
+async fn knows_failover(connection: &mut ReplicationConnection) -> Result<bool, SourceError> {
+    let sql = "SELECT pg_catalog.current_setting('server_version_num')::int >= 170000";
+    let rows = connection
+        .query(sql)
+        .await
+        .map_err(|error| SourceError::replication(error, "asking for the server's version"))?;
+    Ok(rows.into_iter().flatten().flatten().next().as_deref() == Some("t"))
+}
+
+/// Has standbys get the slot as well, one that was made before the server could or by an older worker. It must not be
+/// read at the moment.
+pub async fn carry_to_standbys(endpoint: &Endpoint, slot: &SlotName) -> Result<(), SourceError> {
+    let mut connection = endpoint
+        .connect_replication(slot.as_str())
+        .await
+        .map_err(|error| SourceError::connect(endpoint, &error))?;
+    connection
+        .query(&format!("ALTER_REPLICATION_SLOT {slot} (FAILOVER true)"))
+        .await
+        .map_err(|error| SourceError::replication(error, "making its replication slot a failover slot"))?;
+    info!(%slot, "the slot is carried over to standbys from now on");
+    Ok(())
 }
 
 fn refused(error: ReplicationError, slot: &SlotName) -> SourceError {

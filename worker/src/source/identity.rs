@@ -4,7 +4,8 @@ use tokio_postgres::Client;
 
 use super::error::SourceError;
 use super::slot::SlotName;
-use crate::change::Lsn;
+use crate::change::{Lsn, TimelineSwitch};
+use crate::postgres::Endpoint;
 
 /// Which server, history and database positions belong to.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -68,6 +69,56 @@ pub async fn wal_position(client: &Client, slot: &SlotName) -> Result<WalPositio
     Ok(WalPosition { end: parse_lsn(row.get(0))?, retained_bytes })
 }
 
+/// Where each timeline that a server's present one goes on from ended, oldest first.
+pub async fn timeline_switches(
+    endpoint: &Endpoint,
+    timeline: u32,
+) -> Result<Vec<TimelineSwitch>, SourceError> {
+    if timeline == 1 {
+        return Ok(Vec::new());
+    }
+    let mut connection = endpoint
+        .connect_replication("penstock timelines")
+        .await
+        .map_err(|error| SourceError::connect(endpoint, &error))?;
+    let rows = connection
+        .query(&format!("TIMELINE_HISTORY {timeline}"))
+        .await
+        .map_err(|error| SourceError::replication(error, "reading the history of its timelines"))?;
+    let content =
+        rows.into_iter().next().and_then(|row| row.into_iter().nth(1).flatten()).unwrap_or_default();
+    parse_history(&content)
+}
+
+/// Lines of a history file: timeline, where it ended, why; comments begin with `#`.
+fn parse_history(content: &str) -> Result<Vec<TimelineSwitch>, SourceError> {
+    let lines = content.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#'));
+    let parse = |line: &str| {
+        let mut words = line.split_whitespace();
+        let timeline = words.next().and_then(|word| word.parse().ok());
+        let at = words.next().map(parse_lsn).transpose()?;
+        match (timeline, at) {
+            (Some(timeline), Some(at)) => Ok(TimelineSwitch { timeline, at }),
+            _ => Err(SourceError::Protocol(format!("`{line}` in the history of its timelines"))),
+        }
+    };
+    lines.map(parse).collect()
+}
+
 pub(super) fn parse_lsn(text: &str) -> Result<Lsn, SourceError> {
     text.parse().map_err(|error: crate::change::InvalidLsn| SourceError::Protocol(error.to_string()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn history_files_are_read_and_nonsense_is_not() {
+        let text = "1\t0/16B3748\tno recovery target specified\n\n2\t1/A0\tbefore 2000-01-01 00:00:00+00\n# a comment\n";
+        let switches = parse_history(text).unwrap();
+        let expected = [(1, 0x016B_3748), (2, 0x1_0000_00A0)];
+        assert_eq!(switches, expected.map(|(timeline, at)| TimelineSwitch { timeline, at: Lsn(at) }));
+        assert!(parse_history("one 0/0").is_err() && parse_history("1").is_err());
+    }
 }

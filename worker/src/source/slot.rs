@@ -92,6 +92,10 @@ pub struct SlotState {
     pub database: Option<String>,
     /// Whether it decodes at PREPARE TRANSACTION; ours never does.
     pub two_phase: bool,
+    /// Whether standbys are to have it as well. `None`: the server knows no such slots (before 17).
+    pub failover: Option<bool>,
+    /// It was made here as the copy of a primary's, while this server was a standby.
+    pub is_synced: bool,
 }
 
 impl SlotState {
@@ -119,13 +123,14 @@ impl SlotState {
 
 /// Looks the slot up; `None` when there is none of that name.
 pub async fn slot_state(client: &Client, slot: &SlotName) -> Result<Option<SlotState>, SourceError> {
-    // Columns that say why a slot was invalidated came with 16 (conflicting) and 17 (invalidation_reason); a
-    // row as JSON has those that there are.
+    // Columns that say why a slot was invalidated came with 16 (conflicting) and 17 (invalidation_reason), those of
+    // failover with 17; a row as JSON has those that there are.
     let row = client
         .query_opt(
             "SELECT s.confirmed_flush_lsn::text, s.restart_lsn::text, s.active_pid, s.wal_status, \
              pg_catalog.to_json(s)->>'invalidation_reason', pg_catalog.to_json(s)->>'conflicting', \
-             s.plugin::text, s.database::text, s.two_phase \
+             s.plugin::text, s.database::text, s.two_phase, \
+             (pg_catalog.to_json(s)->>'failover')::bool, coalesce((pg_catalog.to_json(s)->>'synced')::bool, false) \
              FROM pg_catalog.pg_replication_slots AS s WHERE s.slot_name = $1::text::name",
             &[&slot.as_str()],
         )
@@ -148,6 +153,8 @@ pub async fn slot_state(client: &Client, slot: &SlotName) -> Result<Option<SlotS
         plugin: row.get(6),
         database: row.get(7),
         two_phase: row.get(8),
+        failover: row.get(9),
+        is_synced: row.get(10),
     }))
 }
 

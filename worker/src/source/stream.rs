@@ -178,10 +178,9 @@ fn publication_gone(error: &ServerError, request: &StreamRequest) -> SourceError
     SourceError::PublicationUnsuitable {
         publication: request.publication.clone(),
         problem: format!("was dropped while changes were read, so some are lost ({error})"),
-        statement:
-            "CREATE PUBLICATION as before; then delete the pipeline with deletionPolicy Delete, empty the \
-                    sink tables, and create it again"
-                .into(),
+        statement: "CREATE PUBLICATION as before, if it is your own; then penstock-worker begin-anew, which \
+                    copies all tables again from a new slot"
+            .into(),
     }
 }
 

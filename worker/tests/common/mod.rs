@@ -86,6 +86,11 @@ impl Rig {
         Worker::start_in(&self.manifest_file()?, &self.state_dir(0), 0, &[], &[("FAILPOINTS", failpoints)])
     }
 
+    /// Starts a worker for shard 0 with more in its environment.
+    pub fn start_as(&self, environment: &[(&str, &str)]) -> Result<Worker> {
+        Worker::start_in(&self.manifest_file()?, &self.state_dir(0), 0, &[], environment)
+    }
+
     /// Runs another subcommand of the worker to its end, on the manifest as it is now.
     pub fn command(&self, arguments: &[&str]) -> Result<std::process::Output> {
         let file = self.manifest_file()?;
@@ -175,9 +180,31 @@ impl Worker {
         arguments: &[String],
         environment: &[(&str, &str)],
     ) -> Result<Self> {
+        let command = Command::new(env!("CARGO_BIN_EXE_penstock-worker"));
+        Self::spawn(command, file, state_dir, shard, arguments, environment)
+    }
+
+    /// Starts a worker whose volume is a file system in memory of that size, in a mount namespace of its own.
+    pub fn start_on_tmpfs(file: &Path, state_dir: &Path, size: &str) -> Result<Self> {
+        std::fs::create_dir_all(state_dir)?;
+        let script = "mount -t tmpfs -o size=$0 tmpfs \"$1\" && shift && exec \"$@\"";
+        let mut command = Command::new("unshare");
+        command.args(["--map-root-user", "--mount", "sh", "-c", script, size]).arg(state_dir);
+        command.arg(env!("CARGO_BIN_EXE_penstock-worker"));
+        Self::spawn(command, file, state_dir, 0, &[], &[])
+    }
+
+    fn spawn(
+        mut command: Command,
+        file: &Path,
+        state_dir: &Path,
+        shard: u16,
+        arguments: &[String],
+        environment: &[(&str, &str)],
+    ) -> Result<Self> {
         let output = state_dir.with_extension("log");
         let log = File::options().create(true).append(true).open(&output)?;
-        let child = Command::new(env!("CARGO_BIN_EXE_penstock-worker"))
+        let child = command
             .arg("run")
             .args([
                 "--recheck-seconds",

@@ -78,17 +78,27 @@ async fn run_without_a_number_takes_over_and_keeps_the_number() {
 }
 
 #[tokio::test]
-async fn another_source_is_refused_and_changes_nothing() {
+async fn another_source_is_refused_and_changes_nothing_but_the_note_of_it() {
+    let database = Database::new().await;
+    let (sink, _) = database.start(owner()).await;
+    sink.writer(0).await.unwrap().commit(&after(5)).await.unwrap();
+    let before = database.lines("SELECT * FROM penstock.checkpoint").await;
+    let other = SourceIdentity { system_id: "7300000000000000002".into(), ..source() };
+    let start = async || sink::start(database.endpoint().await, owner(), TableMap::default(), &other).await;
+    let message = assert_failed(start().await, Reason::SourceChanged);
+    assert!(message.contains("begin-anew"), "{message}");
+    assert_eq!(database.lines("SELECT * FROM penstock.checkpoint").await, before);
+    assert_eq!(database.lines("SELECT reason FROM penstock.dead_end").await, ["SourceChanged"]);
+}
+
+#[tokio::test]
+async fn source_may_change_as_long_as_nothing_was_read_from_it() {
     let database = Database::new().await;
     database.start(owner()).await;
-    for other in [
-        SourceIdentity { system_id: "7300000000000000002".into(), ..source() },
-        SourceIdentity { timeline: 2, ..source() },
-    ] {
-        let started = sink::start(database.endpoint().await, owner(), TableMap::default(), &other).await;
-        assert_failed(started, Reason::SourceChanged);
-    }
-    assert_eq!(database.value("SELECT epoch FROM penstock.checkpoint").await, "1");
+    let other = SourceIdentity { system_id: "7300000000000000002".into(), ..source() };
+    sink::start(database.endpoint().await, owner(), TableMap::default(), &other).await.unwrap();
+    let held = database.value("SELECT source_system_id FROM penstock.checkpoint").await;
+    assert_eq!(held, other.system_id);
 }
 
 #[tokio::test]

@@ -6,7 +6,7 @@ use std::process::Command;
 
 use penstock_crds::report::{NoticeReason, Reason};
 use penstock_worker::change::{Checkpoint, Lsn};
-use penstock_worker::checkpoint::{Beginning, Identity, Known, Record, Volume, reconcile};
+use penstock_worker::checkpoint::{Beginning, Identity, Known, KnownSource, Record, Volume, reconcile};
 use tempfile::TempDir;
 
 use crate::support::*;
@@ -101,6 +101,22 @@ fn damaged_checkpoint_is_set_aside_and_made_anew() {
 }
 
 #[test]
+fn checkpoint_with_a_changed_byte_is_not_believed() {
+    let folder = TempDir::new().unwrap();
+    open(folder.path()).write(&record(after(1))).unwrap();
+    let file = folder.path().join("checkpoint.sqlite");
+    let mut bytes = fs::read(&file).unwrap();
+    // SQLite itself finds nothing wrong with another digit.
+    let lsn = after(1).end_lsn.to_string();
+    let at = bytes.windows(lsn.len()).position(|window| window == lsn.as_bytes()).unwrap();
+    bytes[at + lsn.len() - 1] = b'9';
+    fs::write(&file, bytes).unwrap();
+    let volume = open(folder.path());
+    assert_eq!(volume.record().unwrap(), None);
+    assert!(volume.set_aside().is_some());
+}
+
+#[test]
 fn folder_that_cannot_be_written_is_said() {
     let folder = TempDir::new().unwrap();
     let file = folder.path().join("a file");
@@ -163,7 +179,10 @@ async fn begin(database: &Database, folder: &Path, slot: Lsn) -> (Beginning, Vol
         volume: volume.record().unwrap(),
         sink: started.checkpoint,
         is_new_revision: started.moved_from_revision.is_some(),
-        source_end: Lsn(u64::MAX),
+        source: KnownSource { identity: started.source.clone(), end: Lsn(u64::MAX), switches: Vec::new() },
+        sink_source: started.source,
+        sink_holds: Lsn(0),
+        slot_is_synced: false,
     };
     (reconcile(&known).unwrap(), volume)
 }

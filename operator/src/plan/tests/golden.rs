@@ -1,4 +1,4 @@
-use penstock_crds::names::ANNOTATION_ADOPT;
+use penstock_crds::names::{ANNOTATION_ADOPT, ANNOTATION_RESNAPSHOT};
 use penstock_crds::report::{Notice, NoticeReason, Reason, WorkerPhase};
 use penstock_crds::spec::DeletionPolicy;
 use serde::Serialize;
@@ -34,6 +34,9 @@ fn step(step: &Step) -> String {
         Step::IssueControlSecret => "issue the control Secret".into(),
         Step::Apply(manifest) => format!("apply {}", object(manifest)),
         Step::Delete(doomed) => format!("delete {:?} {}", doomed.kind, doomed.name),
+        Step::Direct { pod, directive } => {
+            format!("direct {pod}: {}", serde_json::to_string(directive).unwrap())
+        }
         Step::Emit(event) => format!("tell {:?} {}: {}", event.kind, event.reason, event.note),
     }
 }
@@ -68,6 +71,23 @@ fn from_creation_to_the_first_row() {
     golden("06_snapshotting", &in_phase(WorkerPhase::Snapshotting));
     golden("07_streaming", &in_phase(WorkerPhase::Streaming));
     golden("08_at_rest", &at_rest());
+}
+
+#[test]
+fn tables_are_copied_again_once_per_token_and_a_bad_annotation_is_told() {
+    let annotated = |value: &str| {
+        let mut world = at_rest();
+        let annotations = BTreeMap::from([(ANNOTATION_RESNAPSHOT.to_owned(), value.to_owned())]);
+        world.pipeline.metadata.annotations = Some(annotations);
+        world
+    };
+    golden("09_resnapshot_wanted", &annotated("t-1:public.inventory,sales.*"));
+    let mut settled = annotated("t-1:public.inventory,sales.*");
+    let Answer::Report { report, .. } = &mut settled.pods[0].answer else { unreachable!() };
+    report.resnapshot = Some("t-1".into());
+    assert_eq!(planned(&settled).steps, planned(&at_rest()).steps, "it is at rest");
+    let wrong: Vec<String> = planned(&annotated("public.inventory")).steps.iter().map(step).collect();
+    assert!(wrong.iter().any(|step| step.contains("tell Warning AnnotationInvalid") && step.contains("write TOKEN:TABLE")), "{wrong:?}");
 }
 
 #[test]
@@ -357,6 +377,7 @@ fn the_objects_are_these() {
             | Step::RemoveFinalizer
             | Step::IssueControlSecret
             | Step::Delete(_)
+            | Step::Direct { .. }
             | Step::Emit(_) => None,
         })
         .collect();
@@ -381,6 +402,7 @@ fn what_only_the_operator_acts_on_restarts_no_worker() {
             | Step::IssueControlSecret
             | Step::Apply(_)
             | Step::Delete(_)
+            | Step::Direct { .. }
             | Step::Emit(_) => None,
         });
         set.unwrap()

@@ -148,6 +148,7 @@ fn doomed(steps: &[Step], kind: DoomedKind) -> Vec<String> {
         | Step::RemoveFinalizer
         | Step::Apply(_)
         | Step::IssueControlSecret
+        | Step::Direct { .. }
         | Step::Emit(_) => None,
     });
     deletions.collect()

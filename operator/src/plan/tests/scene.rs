@@ -161,6 +161,7 @@ pub(crate) fn report(revision: &RevisionName, shard: u16, phase: WorkerPhase) ->
         publication: Some(names::publication(UID)),
         source: Reachability::Reachable,
         sink: Reachability::Reachable,
+        resnapshot: None,
         snapshot: Some(SnapshotProgress {
             tables: 3,
             tables_copied: if is_copied { 3 } else { 1 },

@@ -136,3 +136,50 @@ CREATE TABLE penstock.barrier_arrival (
     PRIMARY KEY (uid, nonce, shard),
     FOREIGN KEY (uid, nonce) REFERENCES penstock.barrier ON DELETE CASCADE
 );
+
+-- Shards that cannot go on by themselves, and what a person decided about it. A row counts as long as the shard stands
+-- where it stood, before the same source: what was decided about one dead end is not done to another.
+CREATE TABLE penstock.dead_end (
+    uid              text        NOT NULL,
+    shard            integer     NOT NULL,
+    reason           text        NOT NULL,
+    message          text        NOT NULL,
+    end_lsn          pg_lsn,
+    source_system_id text        NOT NULL,
+    source_timeline  bigint      NOT NULL,
+    noted_at         timestamptz NOT NULL DEFAULT now(),
+    decision         text        CHECK (decision IN ('begin-anew', 'accept-loss')),
+    why              text        CHECK ((decision IS NULL) = (why IS NULL)),
+    decided_by       text,
+    decided_at       timestamptz,
+    PRIMARY KEY (uid, shard)
+);
+
+-- What was decided and carried out, for good.
+CREATE TABLE penstock.accepted_loss (
+    uid            text        NOT NULL,
+    shard          integer     NOT NULL,
+    namespace      text        NOT NULL,
+    name           text        NOT NULL,
+    reason         text        NOT NULL,
+    message        text        NOT NULL,
+    decision       text        NOT NULL,
+    why            text        NOT NULL,
+    decided_by     text        NOT NULL,
+    decided_at     timestamptz NOT NULL,
+    carried_out_at timestamptz NOT NULL DEFAULT now(),
+    -- accept-loss: changes committed from here to there may be missing. begin-anew: where it stood, and stands.
+    from_lsn       pg_lsn,
+    to_lsn         pg_lsn      NOT NULL
+);
+
+COMMENT ON TABLE penstock.accepted_loss IS
+    'Where a person let a pipeline go on that could not go on by itself: why, who, when, and which changes may be missing.';
+
+-- Tokens of penstock.dev/resnapshot that were carried out.
+CREATE TABLE penstock.resnapshot (
+    uid      text        NOT NULL,
+    token    text        NOT NULL,
+    taken_at timestamptz NOT NULL DEFAULT now(),
+    PRIMARY KEY (uid, token)
+);
