@@ -10,9 +10,8 @@ use crate::change::{PartColumn, ShapeColumn, ShapePart, TableShape};
 /// Whether the values of carried columns may be others than they were.
 pub(super) fn is_rewritten(recorded: &TableShape, present: &TableShape) -> bool {
     // Columns that are generated are none of the stream's; the sink computes its own.
-    let is_carried = |column: &PartColumn| {
-        !recorded.columns.iter().any(|own| own.name == column.name && own.is_generated)
-    };
+    let is_carried =
+        |column: &PartColumn| !recorded.columns.iter().any(|own| own.name == column.name && own.is_generated);
     pairs(recorded, present).any(|(before, now)| {
         before.file != now.file
             && before.columns.iter().filter(|column| is_carried(column)).any(|column| {

@@ -12,6 +12,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use penstock_crds::report::{NoticeReason, Reason};
 use penstock_crds::source::SnapshotMode;
+use penstock_crds::spec::SchemaChanges;
 use tokio::sync::mpsc;
 
 use super::Context;
@@ -73,7 +74,9 @@ pub(super) async fn look_back(
         let (Some(known), Some(shape)) = (recorded.get(&table.name), source.shapes.get(&table.id)) else {
             continue;
         };
-        if known.source != table.id || known.shape == *shape {
+        let is_same = known.shape == *shape;
+        // What was left out so far, for another policy, comes with a copy.
+        if known.source != table.id || (is_same && rules.policy != SchemaChanges::Apply) {
             continue;
         }
         if !known.is_followed {
@@ -92,6 +95,7 @@ pub(super) async fn look_back(
             Explanation::Unknown(why) => Some(why),
         };
         match why {
+            None if is_same => {}
             None => drop(pending.insert(table.name.clone())),
             Some(why) if rules.copies() => {
                 announce_copy(context, &table.name, &why);
@@ -130,7 +134,11 @@ pub(super) fn check_inspection(source: &Source) -> Result<(), Failure> {
     for table in &source.inspection.tables {
         let shape = source.shapes.get(&table.id);
         let names = |shape: &TableShape| {
-            shape.columns.iter().map(|column| &column.name).eq(table.columns.iter().map(|column| &column.name))
+            shape
+                .columns
+                .iter()
+                .map(|column| &column.name)
+                .eq(table.columns.iter().map(|column| &column.name))
         };
         if !shape.is_some_and(names) {
             return Err(altered(&table.name));
@@ -140,7 +148,8 @@ pub(super) fn check_inspection(source: &Source) -> Result<(), Failure> {
 }
 
 fn altered(table: &TableName) -> Failure {
-    let message = format!("The source table {table} was altered while it was looked at; it is looked at again.");
+    let message =
+        format!("The source table {table} was altered while it was looked at; it is looked at again.");
     Failure::new(Reason::TablesChanged, message)
 }
 
@@ -165,8 +174,11 @@ pub(super) async fn explain_refusal(
         Ok(done) if done.is_empty() => failure,
         Ok(done) => {
             let done = done.join("; ");
-            context.status.notice(NoticeReason::SchemaChangeApplied, format!("allowed, as the source does: {done}"));
-            let message = format!("The sink refused a row, because {done}. That is mended; the row is written again.");
+            context
+                .status
+                .notice(NoticeReason::SchemaChangeApplied, format!("allowed, as the source does: {done}"));
+            let message =
+                format!("The sink refused a row, because {done}. That is mended; the row is written again.");
             Failure::new(Reason::TablesChanged, message)
         }
         Err(told) if told.reason == Reason::SinkTableMismatch => told,
@@ -203,7 +215,8 @@ impl ShapeKeeper {
         while let Ok(announced) = self.announced.try_recv() {
             self.waiting.push(announced);
         }
-        let is_met = |announced: &Announced| contents.iter().any(|content| content == announced.content.as_bytes());
+        let is_met =
+            |announced: &Announced| contents.iter().any(|content| content == announced.content.as_bytes());
         let (met, waiting) = std::mem::take(&mut self.waiting).into_iter().partition(is_met);
         self.waiting = waiting;
         let met: Vec<Announced> = met;
@@ -261,8 +274,7 @@ impl Applier<'_> {
 
     async fn rows_are_unknown(&mut self, table: &TableName, why: &str) -> Failure {
         if !self.shapes.rules.copies() {
-            self.ends.writer.roll_back().await;
-            return copy_needed(table, why, self.shapes.rules);
+            return self.ends.writer.give_up(copy_needed(table, why, self.shapes.rules)).await;
         }
         match self.ends.writer.copy_again(table).await {
             Ok(()) => Failure::new(

@@ -250,7 +250,8 @@ impl<'a> Planner<'a> {
         } else if takes(column, own) {
             self.copy_again(what());
         } else {
-            let mut statements = vec![format!("{} DROP COLUMN {}", self.alter(), quote_identifier(&own.name))];
+            let mut statements =
+                vec![format!("{} DROP COLUMN {}", self.alter(), quote_identifier(&own.name))];
             statements.extend(self.add_column(column, existing));
             self.needed.push((what(), statements));
             return None;
@@ -376,7 +377,11 @@ impl<'a> Planner<'a> {
                 if self.ends.sink.column(from).is_some() && self.ends.sink.column(to).is_none() {
                     self.need(
                         format!("column {from} was renamed to {to}"),
-                        format!("{alter} RENAME COLUMN {} TO {}", quote_identifier(from), quote_identifier(to)),
+                        format!(
+                            "{alter} RENAME COLUMN {} TO {}",
+                            quote_identifier(from),
+                            quote_identifier(to)
+                        ),
                     );
                 }
             }

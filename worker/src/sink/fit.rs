@@ -67,13 +67,13 @@ fn fit_made(source: &MadeType, sink: &MadeType, sink_sql: &str, tables: &TableMa
         {
             Ok(())
         }
-        (Definition::Enum(labels), Definition::Enum(own)) => within(
-            labels
-                .iter()
-                .enumerate()
-                .filter(|(_, label)| !own.contains(label))
-                .map(|(place, label)| missing_label(sink_sql, label, labels.get(place.wrapping_sub(1)), own)),
-        ),
+        (Definition::Enum(labels), Definition::Enum(own)) => {
+            within(
+                labels.iter().enumerate().filter(|(_, label)| !own.contains(label)).map(|(place, label)| {
+                    missing_label(sink_sql, label, labels.get(place.wrapping_sub(1)), own)
+                }),
+            )
+        }
         (Definition::Composite { attributes, .. }, Definition::Composite { attributes: own, .. }) => {
             fit_attributes(attributes, own, sink, tables)
         }

@@ -62,8 +62,7 @@ async fn decision(
         let extensions = ExtensionTypes::read(client, std::slice::from_ref(present)).await?;
         let placed = extensions.place(present);
         let missing_types = missing_types(client, &placed, tables).await?;
-        let ends =
-            Ends { relation, present: &placed, sink: &sink, tables, missing_types: &missing_types };
+        let ends = Ends { relation, present: &placed, sink: &sink, tables, missing_types: &missing_types };
         Ok(Some(decide(&ends, change, rules)))
     };
     let decided = read.await.map_err(|error: Error| failed(&error, &doing))?;

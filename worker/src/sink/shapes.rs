@@ -61,15 +61,22 @@ impl Sink {
         let sql = "SELECT source_schema, source_table, source_oid, shape, state IN ('ready', 'incremental') \
                    FROM penstock.table_state WHERE uid = $1 AND shape IS NOT NULL";
         let doing = "reading the shapes of its tables";
-        let rows = self.session.query(sql, &[&self.owner.uid]).await.map_err(|error| failed(&error, doing))?;
+        let rows =
+            self.session.query(sql, &[&self.owner.uid]).await.map_err(|error| failed(&error, doing))?;
         let mut recorded = BTreeMap::new();
         for row in rows {
             let read = || -> Result<(TableName, i64, String), Error> {
-                Ok((TableName::new(row.try_get::<_, String>(0)?, row.try_get::<_, String>(1)?), row.try_get(2)?, row.try_get(3)?))
+                Ok((
+                    TableName::new(row.try_get::<_, String>(0)?, row.try_get::<_, String>(1)?),
+                    row.try_get(2)?,
+                    row.try_get(3)?,
+                ))
             };
             let (name, source, text) = read().map_err(|error| failed(&error, doing))?;
             // What cannot be read is as good as not known: then nothing is made of a change but what the sink's columns say.
-            let (Ok(source), Ok(shape)) = (u32::try_from(source), serde_json::from_str(&text)) else { continue };
+            let (Ok(source), Ok(shape)) = (u32::try_from(source), serde_json::from_str(&text)) else {
+                continue;
+            };
             let is_followed = row.try_get(4).map_err(|error| failed(&error, doing))?;
             recorded.insert(name, Recorded { source: RelationId(source), shape, is_followed });
         }

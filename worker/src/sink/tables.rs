@@ -76,8 +76,8 @@ impl Sink {
                     .await
                     .map_err(|error| failed(&error, &doing))?;
                 let state = known.map(|(_, state)| state);
-                let is_copied =
-                    self.first_copy == FirstCopy::Copied && state.as_ref().is_some_and(|s| !is_to_be_copied(s));
+                let is_copied = self.first_copy == FirstCopy::Copied
+                    && state.as_ref().is_some_and(|s| !is_to_be_copied(s));
                 let found = self.not_tolerated(&source.name, state, found);
                 if found.is_empty() {
                     continue;

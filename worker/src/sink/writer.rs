@@ -117,11 +117,7 @@ impl Writer {
         traits
     }
 
-    async fn match_columns(
-        &self,
-        relation: &Relation,
-        left_out: &BTreeSet<String>,
-    ) -> Result<Plan, Failure> {
+    async fn match_columns(&self, relation: &Relation, left_out: &BTreeSet<String>) -> Result<Plan, Failure> {
         let name = self.tables.sink_name(&TableName::new(&relation.schema, &relation.name));
         let doing = format!("reading the sink table {name}");
         let error = |error: Error| failed(&error, &doing);
@@ -354,7 +350,7 @@ impl Writer {
 
     /// Rolls back. The fence is read again before anything is made of the failure: a run that was replaced says
     /// so, and not that the sink is wrong.
-    pub(super) async fn give_up(&mut self, failure: Failure) -> Failure {
+    pub async fn give_up(&mut self, failure: Failure) -> Failure {
         self.roll_back().await;
         match self.run.is_current(&self.session.client).await {
             Ok(false) => self.run.lost(),
@@ -363,7 +359,7 @@ impl Writer {
     }
 
     /// An error here means that the connection is gone, and the transaction with it.
-    pub async fn roll_back(&mut self) {
+    pub(super) async fn roll_back(&mut self) {
         let _gone_either_way = self.session.batch_execute("ROLLBACK").await;
         self.transaction = State::None;
     }
