@@ -105,8 +105,7 @@ pub struct PostgresSink {
     pub batch: Batch,
 
     /// What happens when the columns of a source table change while its changes are streamed. May be changed at any
-    /// time. Columns that are dropped or renamed, and changes whose effect on the rows that are there cannot be known,
-    /// are never carried out on the sink without a person.
+    /// time. No column of the sink is ever dropped or renamed without a person.
     #[serde(default)]
     pub schema_changes: SchemaChanges,
 

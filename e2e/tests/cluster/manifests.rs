@@ -68,6 +68,7 @@ async fn bad_manifests_are_refused_with_a_sentence_that_helps() -> Result<()> {
         ("/spec/sink/postgres/schemaMap", json!({"public": "penstock"}), "choose another sink schema"),
         ("/spec/sink/postgres/batch", json!({"maxBytes": 1}), "65536"),
         ("/spec/sink/postgres/sessionReplicationRole", json!("Local"), "\"Origin\", \"Replica\""),
+        ("/spec/sink/postgres/schemaChanges", json!("Always"), "\"Stop\", \"Apply\", \"Ignore\""),
         ("/spec/deletionPolicy", json!("Maybe"), "\"Retain\", \"Delete\""),
         ("/metadata/name", json!("a-name-that-is-much-too-long-for-the-names-made-from-it"), "at most 40"),
         ("/metadata/name", json!("1st"), "start with a letter"),

@@ -12,6 +12,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use penstock_crds::report::{NoticeReason, Reason};
 use penstock_crds::source::SnapshotMode;
+use penstock_crds::spec::SchemaChanges;
 use tokio::sync::mpsc;
 
 use super::Context;
@@ -73,7 +74,9 @@ pub(super) async fn look_back(
         let (Some(known), Some(shape)) = (recorded.get(&table.name), source.shapes.get(&table.id)) else {
             continue;
         };
-        if known.source != table.id || known.shape == *shape {
+        let is_same = known.shape == *shape;
+        // What was left out so far, for another policy, comes with a copy.
+        if known.source != table.id || (is_same && rules.policy != SchemaChanges::Apply) {
             continue;
         }
         if !known.is_followed {
@@ -92,6 +95,7 @@ pub(super) async fn look_back(
             Explanation::Unknown(why) => Some(why),
         };
         match why {
+            None if is_same => {}
             None => drop(pending.insert(table.name.clone())),
             Some(why) if rules.copies() => {
                 announce_copy(context, &table.name, &why);
@@ -270,8 +274,7 @@ impl Applier<'_> {
 
     async fn rows_are_unknown(&mut self, table: &TableName, why: &str) -> Failure {
         if !self.shapes.rules.copies() {
-            self.ends.writer.roll_back().await;
-            return copy_needed(table, why, self.shapes.rules);
+            return self.ends.writer.give_up(copy_needed(table, why, self.shapes.rules)).await;
         }
         match self.ends.writer.copy_again(table).await {
             Ok(()) => Failure::new(

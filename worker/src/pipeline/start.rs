@@ -14,7 +14,7 @@ use crate::change::travel::{self, Format, Versions};
 use crate::change::{Checkpoint, LogIdentity, Position, RelationId, SourceIdentity};
 use crate::checkpoint::{self, Beginning, Identity, Known, KnownSource, Record, Volume};
 use crate::failure::Failure;
-use crate::postgres::{End, Session};
+use crate::postgres::{End, Session, classify};
 use crate::sink::{self, Owner, Sink, Started, TableMap};
 use crate::source::{
     self, Durability, ExportedSnapshot, Followed, Inspection, PublicationName, Shapes, SlotName,
@@ -86,9 +86,14 @@ pub(super) async fn inspect_source(context: Context<'_>) -> Result<Source, Failu
         .await
         .map_err(|error| error.failure(End::Source, &endpoint.connection))?;
     context.status.reached(End::Source);
+    // All of it at one moment.
+    let doing = "inspecting its tables";
+    let error = |error: tokio_postgres::Error| classify(End::Source, &error, doing);
+    session.batch_execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY").await.map_err(error)?;
     let inspection = source::preflight(&session, spec, &patterns).await?;
     let ids: Vec<RelationId> = inspection.tables.iter().map(|table| table.id).collect();
     let shapes = source::shapes(&session, &ids).await?;
+    session.batch_execute("COMMIT").await.map_err(error)?;
     let source = Source { session, inspection, shapes };
     super::shapes::check_inspection(&source)?;
     Ok(source)

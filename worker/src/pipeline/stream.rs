@@ -74,11 +74,11 @@ pub(super) async fn stream(context: Context<'_>, ready: Ready) -> Result<(), Fai
     tracing::info!(lsn = %checkpoint.end_lsn, sequence = checkpoint.sequence, "streaming");
     fenced.sink.no_dead_end().await?;
     applier.begin_ranges();
-    let applied = async {
+    let run = async {
         applier.take(first).await?;
         apply_until_stopped(context, &mut applier, &mut watch).await
     };
-    match applied.await {
+    match run.await {
         Ok(()) => {
             applier.close().await;
             Ok(())

@@ -91,8 +91,12 @@ impl Announcer {
                 told = Some(present.shape.clone());
                 let _nobody_listens = self.announce.send(Announced { content: content.clone(), present });
             };
-            source::announce_table(session, id, LOCK_PATIENCE, &content, tell).await?;
-            self.known.extend(told.map(|shape| (id, shape)));
+            match source::announce_table(session, id, LOCK_PATIENCE, &content, tell).await {
+                Ok(()) => self.known.extend(told.map(|shape| (id, shape))),
+                Err(error) if session.client.is_closed() => return Err(error),
+                // Somebody alters it right now, or its rows cannot be carried any more: the stream will tell.
+                Err(error) => tracing::debug!("a table that was altered could not be looked at: {error}"),
+            }
         }
         Ok(())
     }

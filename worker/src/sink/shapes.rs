@@ -36,7 +36,7 @@ pub struct Recorded {
     pub source: RelationId,
     /// Its shape.
     pub shape: TableShape,
-    /// The rows are there, or come in ranges. If not, they are about to be copied anew.
+    /// The rows are there, or come in ranges. If not, or if the sink table was dropped, they are about to be copied anew.
     pub is_followed: bool,
 }
 
@@ -59,6 +59,10 @@ impl Sink {
     /// The shapes of tables that were copied, or began to be.
     pub async fn recorded(&self) -> Result<BTreeMap<TableName, Recorded>, Failure> {
         let sql = "SELECT source_schema, source_table, source_oid, shape, state IN ('ready', 'incremental') \
+                       AND EXISTS (SELECT FROM pg_catalog.pg_class AS class \
+                           JOIN pg_catalog.pg_namespace AS schema ON schema.oid = class.relnamespace \
+                           WHERE schema.nspname = sink_schema AND class.relname = sink_table \
+                             AND class.oid::pg_catalog.int8 = sink_oid) \
                    FROM penstock.table_state WHERE uid = $1 AND shape IS NOT NULL";
         let doing = "reading the shapes of its tables";
         let rows =

@@ -363,7 +363,7 @@ impl Writer {
 
     /// Rolls back. The fence is read again before anything is made of the failure: a run that was replaced says
     /// so, and not that the sink is wrong.
-    pub(super) async fn give_up(&mut self, failure: Failure) -> Failure {
+    pub async fn give_up(&mut self, failure: Failure) -> Failure {
         self.roll_back().await;
         match self.run.is_current(&self.session.client).await {
             Ok(false) => self.run.lost(),
@@ -372,7 +372,7 @@ impl Writer {
     }
 
     /// An error here means that the connection is gone, and the transaction with it.
-    pub async fn roll_back(&mut self) {
+    pub(super) async fn roll_back(&mut self) {
         let _gone_either_way = self.session.batch_execute("ROLLBACK").await;
         self.transaction = State::None;
     }

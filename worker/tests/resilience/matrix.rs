@@ -12,7 +12,9 @@ use crate::scenario::Scenario;
 const CELLS_AT_ONCE: usize = 3;
 /// What a worker comes by again and again while it streams. The rest comes once per start, or once per table, which may
 /// be done when the successor of one that died there comes by.
-const REPEATED: [Point; 9] = [
+const REPEATED: [Point; 11] = [
+    Point::BeforeDdl,
+    Point::AfterDdl,
     Point::BeforeSinkStatement,
     Point::AfterSinkStatement,
     Point::BeforeSinkCommit,
@@ -51,6 +53,11 @@ async fn a_worker_that_dies_anywhere_while_it_takes_tables_in_loses_and_doubles_
     dies_everywhere(Scenario::TablesAdded).await.map(drop)
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_worker_that_dies_anywhere_while_columns_change_loses_and_doubles_nothing() -> Result<()> {
+    dies_everywhere(Scenario::Ddl).await.map(drop)
+}
+
 /// Runs the scenario undisturbed, to see which points it comes by, then once for each of them.
 async fn dies_everywhere(scenario: Scenario) -> Result<Reached> {
     let reached = Cell::prepare(scenario).await?.finish(None).await.context("undisturbed")?;
@@ -81,8 +88,9 @@ async fn dies_at(scenario: Scenario, point: Point) -> Result<()> {
 }
 
 fn check_list_of_unreached(scenario: Scenario, reached: &Reached) -> Result<()> {
+    let unreached = scenario.unreached();
     for point in Point::ALL {
-        let listed = scenario.unreached().iter().find(|(listed, _)| listed == point);
+        let listed = unreached.iter().find(|(listed, _)| listed == point);
         match (reached.times(*point), listed) {
             (0, None) => bail!(
                 "{scenario:?} does not come by {point:?}: mend the scenario, or list the point with the reason"

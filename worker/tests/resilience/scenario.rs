@@ -24,6 +24,8 @@ pub(crate) enum Scenario {
     LargeTransaction,
     /// Two tables are added to a pipeline that runs; they are published, copied, followed.
     TablesAdded,
+    /// Columns are added and become wider while their tables are streamed, and are carried out on the sink.
+    Ddl,
 }
 
 /// `later` is copied in ranges of its key, `latest` as a whole. `journal` has no key: a row that came twice would stay unnoticed in no table but this one.
@@ -59,6 +61,21 @@ const STEP_OF_ADDED_TABLES: &str = "
     UPDATE latest SET body = body || '.' WHERE id = (-1 - floor(random() * 50)::int)::text
         AND EXISTS (SELECT FROM pg_publication_tables WHERE tablename = 'latest');";
 
+/// What the columns are before.
+const SCHEMA_OF_DDL: &str = "ALTER TABLE journal ADD COLUMN tag varchar(5)";
+
+/// In the middle of a transaction, with rows before and after it: a column is added, or becomes wider.
+const DDL: &str = "
+    DO $$ DECLARE n bigint := (SELECT last_value FROM steps); BEGIN
+        IF n % 64 = 0 THEN
+            EXECUTE format('ALTER TABLE accounts ADD COLUMN c%s int DEFAULT %s', n, n);
+            EXECUTE format('UPDATE accounts SET c%s = -version WHERE id %% 7 = 0', n);
+        ELSIF n % 8 = 0 THEN
+            EXECUTE format('ALTER TABLE journal ALTER tag TYPE varchar(%s)', 5 + n);
+            EXECUTE format('UPDATE journal SET tag = %L WHERE step = %s', repeat('x', 5 + n::int), n);
+        END IF;
+    END $$;";
+
 /// Between two transactions of the load.
 const PAUSE: Duration = Duration::from_millis(5);
 
@@ -67,8 +84,15 @@ impl Scenario {
     pub(crate) async fn prepare(self, rig: &mut Rig) -> Result<()> {
         rig.on_source(SCHEMA).await?;
         rig.manifest["spec"]["source"]["postgres"]["tables"] = json!(["public.accounts", "public.journal"]);
-        if self == Self::LargeTransaction {
-            rig.manifest["spec"]["sink"]["postgres"]["batch"] = json!({"maxBytes": 65_536});
+        match self {
+            Self::LargeTransaction => {
+                rig.manifest["spec"]["sink"]["postgres"]["batch"] = json!({"maxBytes": 65_536});
+            }
+            Self::Ddl => {
+                rig.on_source(SCHEMA_OF_DDL).await?;
+                rig.manifest["spec"]["sink"]["postgres"]["schemaChanges"] = json!("Apply");
+            }
+            Self::Snapshot | Self::Streaming | Self::TablesAdded => {}
         }
         Ok(())
     }
@@ -88,7 +112,7 @@ impl Scenario {
     /// The tables that must be equal at the end.
     pub(crate) fn tables(self) -> &'static [&'static str] {
         match self {
-            Self::Snapshot | Self::Streaming | Self::LargeTransaction => {
+            Self::Snapshot | Self::Streaming | Self::LargeTransaction | Self::Ddl => {
                 &["public.accounts", "public.journal"]
             }
             Self::TablesAdded => &["public.accounts", "public.journal", "public.later", "public.latest"],
@@ -96,7 +120,9 @@ impl Scenario {
     }
 
     /// Failpoints that a worker in this scenario does not come by, and why.
-    pub(crate) fn unreached(self) -> &'static [(Point, &'static str)] {
+    pub(crate) fn unreached(self) -> Vec<(Point, &'static str)> {
+        const NO_DDL: [(Point, &str); 2] =
+            [(Point::BeforeDdl, "no column changes"), (Point::AfterDdl, "no column changes")];
         const HAS_A_POSITION: [(Point, &str); 2] = [
             (Point::BeforeFirstCheckpoint, "the shard has a position"),
             (Point::AfterFirstCheckpoint, "the shard has a position"),
@@ -128,9 +154,10 @@ impl Scenario {
             (Point::AfterTableReady, "every table is copied"),
         ];
         match self {
-            Self::Snapshot => &NO_RANGES,
-            Self::TablesAdded => &HAS_A_POSITION,
-            Self::Streaming | Self::LargeTransaction => &NOTHING_IS_COPIED,
+            Self::Snapshot => [&NO_RANGES[..], &NO_DDL].concat(),
+            Self::TablesAdded => [&HAS_A_POSITION[..], &NO_DDL].concat(),
+            Self::Streaming | Self::LargeTransaction => [&NOTHING_IS_COPIED[..], &NO_DDL].concat(),
+            Self::Ddl => NOTHING_IS_COPIED.to_vec(),
         }
     }
 
@@ -139,6 +166,7 @@ impl Scenario {
             Self::Snapshot | Self::Streaming => STEP.to_owned(),
             Self::LargeTransaction => LARGE_STEP.to_owned(),
             Self::TablesAdded => format!("{STEP} {STEP_OF_ADDED_TABLES}"),
+            Self::Ddl => format!("{STEP} {DDL}"),
         }
     }
 }

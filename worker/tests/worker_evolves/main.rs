@@ -1,0 +1,11 @@
+//! Columns that change while their table is streamed: what is carried out on the sink, what is left, what stops, and what
+//! is copied again. Every table ends equal, row for row.
+
+mod additions;
+#[path = "../common/mod.rs"]
+mod common;
+mod decisions;
+mod order;
+mod relaxing;
+mod rewrites;
+mod support;
