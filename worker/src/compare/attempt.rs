@@ -7,14 +7,15 @@ use penstock_crds::report::Reason;
 use penstock_crds::table_pattern::TablePattern;
 use tokio::time::{sleep, timeout};
 
+use super::changes::Changes;
 use super::pairs::{Majors, Pair, pair};
 use super::side::{Side, Unsettled};
 use super::subject::Hashing;
 use super::table::{self, Ends};
 use super::verdict::{Difference, TableResult};
 use super::{Request, Round, window};
-use crate::change::RelationId;
 use crate::change::table::TableName;
+use crate::change::{Lsn, RelationId};
 use crate::failure::Failure;
 use crate::postgres::{End, Session};
 use crate::settings::Pipeline;
@@ -22,6 +23,17 @@ use crate::sink::{self, Arrival, BARRIER_PREFIX, Registration};
 use crate::source::{self, Durability, ExportedSnapshot, Inspection, PublicationName, SlotName};
 
 const LOOK_FOR_ARRIVALS_EVERY: Duration = Duration::from_millis(50);
+
+/// Both ends, open.
+struct Opened {
+    exported: ExportedSnapshot,
+    source: Side,
+    inspection: Inspection,
+    /// By shard.
+    sinks: BTreeMap<u16, Side>,
+    /// Where the shards met the barrier.
+    commits: Vec<Lsn>,
+}
 
 /// Compares what can be compared at one barrier; of `only` these tables, if it is given.
 pub(super) async fn attempt(
@@ -31,17 +43,16 @@ pub(super) async fn attempt(
 ) -> Result<Round, Failure> {
     // 1. The barrier is known before it is in the log.
     let registration = sink::register(&pipeline.sink, &pipeline.uid).await?;
-    // 2. The source at the snapshot, and right behind it the barrier.
-    let (exported, source) = open_source(pipeline, request, &registration).await?;
-    let inspection = inspect(pipeline, &source, &registration).await?;
-    // 3. Every shard's sink at the barrier. The shards need not keep theirs any longer.
-    let arrivals = wait_for_arrivals(request, &registration).await?;
-    let Some(sinks) = open_sinks(pipeline, request, &registration, &arrivals).await? else {
-        return Ok(Round::Void(void_reason(&arrivals)));
+    let (barrier, publication) = (registration.id.clone(), publication(pipeline, &registration));
+    // 2. Both ends. Once they are open the shards need not keep theirs any longer; nor if they could not be.
+    let opened = open_ends(pipeline, request, &registration).await;
+    let ended = registration.end().await;
+    let Opened { exported, source, inspection, sinks, commits } = match opened? {
+        Ok(opened) => opened,
+        Err(why) => return Ok(Round::Void(why)),
     };
-    let (barrier, names_uid) = (registration.id.clone(), registration.facts.names_uid.clone());
-    registration.end().await?;
-    // 4. Which table is which, and what changed between snapshot and barrier.
+    ended?;
+    // 3. Which table is which, and what changed between snapshot and barrier.
     let (hashing, majors) = hashing(&source, &sinks).await?;
     let mut shards = BTreeMap::new();
     for (shard, side) in &sinks {
@@ -58,34 +69,60 @@ pub(super) async fn attempt(
     if pairs.is_empty() && unknown.is_empty() {
         return Err(nothing_meant(&inspection));
     }
-    let log = exported.follow(&publication(pipeline, &names_uid)).await?;
+    let carried = source::carried_tables(source.session()?, &publication, &inspection.tables).await?;
+    let log = exported.follow(&publication).await?;
     let read = timeout(request.patience, window::read(log, &barrier, &pairs)).await;
-    let (mut changes, commit) =
-        read.map_err(|_| late("the source", "sent its log up to the barrier", request))??;
-    let is_elsewhere =
-        |arrival: &Arrival| matches!(arrival, Arrival::Held { commit_lsn, .. } if *commit_lsn != commit);
-    if arrivals.values().any(is_elsewhere) {
+    let (changes, commit) = read.map_err(|_| late("has not sent its log up to the barrier", request))??;
+    if commits.iter().any(|met| *met != commit) {
         return Ok(Round::Void("a shard met the barrier somewhere else".into()));
     }
-    // 5. The tables.
-    let mut done: Vec<(TableResult, Vec<Difference>)> =
-        unknown.into_iter().map(|table| (table, Vec::new())).collect();
-    let mut unsettled = BTreeMap::new();
-    let mut named = 0;
-    for (id, pair) in by_name(&pairs) {
+    let still_carried = carried_now(pipeline, &publication, &inspection).await?;
+    let is_carried = |name: &TableName| {
+        let entry = carried.get(name);
+        entry.is_some() && entry == still_carried.get(name)
+    };
+    // 4. The tables.
+    let ends = BothEnds { source: &source, sinks: &sinks, hashing, position: commit.to_string() };
+    let (mut done, unsettled) = compare_tables(&ends, request, &pairs, changes, is_carried).await;
+    done.extend(unknown.into_iter().map(|table| (table, Vec::new())));
+    Ok(Round::Compared(done, unsettled))
+}
+
+struct BothEnds<'a> {
+    source: &'a Side,
+    sinks: &'a BTreeMap<u16, Side>,
+    hashing: Hashing,
+    position: String,
+}
+
+/// One table after another: those that were compared, and those that cannot be at this barrier.
+async fn compare_tables(
+    both: &BothEnds<'_>,
+    request: &Request,
+    pairs: &BTreeMap<RelationId, Pair>,
+    mut changes: Changes,
+    is_carried: impl Fn(&TableName) -> bool,
+) -> (Vec<(TableResult, Vec<Difference>)>, BTreeMap<TableName, TableResult>) {
+    let (mut done, mut unsettled, mut named) = (Vec::new(), BTreeMap::new(), 0);
+    for (id, pair) in by_name(pairs) {
         let subject = &pair.subject;
-        let Some(sink) = sinks.get(&subject.shard) else { continue };
+        let Some(sink) = both.sinks.get(&subject.shard) else { continue };
         let ends = Ends {
-            source: &source,
+            source: both.source,
             sink,
-            hashing,
+            hashing: both.hashing,
             limit: request.limit.saturating_sub(named),
             has_values: request.has_values,
-            position: commit.to_string(),
+            position: both.position.clone(),
             is_source_partitioned: pair.is_source_partitioned,
             is_sink_partitioned: pair.is_sink_partitioned,
         };
-        match table::compare(&ends, subject, changes.take(*id)).await {
+        let compared = if is_carried(&subject.name) {
+            table::compare(&ends, subject, changes.take(*id)).await
+        } else {
+            Err(Unsettled::Later("the publication does not carry every change of it".into()))
+        };
+        match compared {
             Ok((table, differences)) => {
                 named += differences.len();
                 done.push((table, differences));
@@ -97,7 +134,44 @@ pub(super) async fn attempt(
             }
         }
     }
-    Ok(Round::Compared(done, unsettled))
+    (done, unsettled)
+}
+
+/// The source at the snapshot, the barrier right behind it, and every shard's sink at the barrier; or why the barrier is
+/// of no use.
+async fn open_ends(
+    pipeline: &Pipeline,
+    request: &Request,
+    registration: &Registration,
+) -> Result<Result<Opened, String>, Failure> {
+    let (exported, source) = open_source(pipeline, request, registration).await?;
+    let inspection = inspect(pipeline, &source, registration).await?;
+    let arrivals = wait_for_arrivals(request, registration).await?;
+    let Some(sinks) = open_sinks(pipeline, request, registration, &arrivals).await? else {
+        return Ok(Err(void_reason(&arrivals)));
+    };
+    let commit = |arrival: &Arrival| match arrival {
+        Arrival::Held { commit_lsn, .. } => Some(*commit_lsn),
+        Arrival::Void(_) => None,
+    };
+    let commits = arrivals.values().filter_map(commit).collect();
+    Ok(Ok(Opened { exported, source, inspection, sinks, commits }))
+}
+
+/// What the publication carries, outside the snapshot: what it left out for a while is in neither stream.
+async fn carried_now(
+    pipeline: &Pipeline,
+    publication: &PublicationName,
+    inspection: &Inspection,
+) -> Result<BTreeMap<TableName, u32>, Failure> {
+    let endpoint = &pipeline.source;
+    let session = endpoint
+        .connect("penstock compare")
+        .await
+        .map_err(|error| error.failure(End::Source, &endpoint.connection))?;
+    let carried = source::carried_tables(&session, publication, &inspection.tables).await?;
+    session.close().await;
+    Ok(carried)
 }
 
 fn by_name(pairs: &BTreeMap<RelationId, Pair>) -> Vec<(&RelationId, &Pair)> {
@@ -106,10 +180,10 @@ fn by_name(pairs: &BTreeMap<RelationId, Pair>) -> Vec<(&RelationId, &Pair)> {
     pairs
 }
 
-fn publication(pipeline: &Pipeline, names_uid: &str) -> PublicationName {
+fn publication(pipeline: &Pipeline, registration: &Registration) -> PublicationName {
     match &pipeline.manifest.spec.source.postgres.publication {
         Some(given) => PublicationName::given(given),
-        None => PublicationName::of_pipeline(names_uid),
+        None => PublicationName::of_pipeline(&registration.facts.names_uid),
     }
 }
 
@@ -128,9 +202,12 @@ async fn open_source(
         .map_err(|error| error.failure(End::Source, &endpoint.connection))?;
     let exported =
         timeout(request.patience, source::create_slot(endpoint, &slot, Durability::Temporary)).await;
-    let exported = exported.map_err(|_| {
-        late("the source", "made a slot: a transaction that is older is still open", request)
-    })??;
+    let Ok(exported) = exported else {
+        // The server waits on although nobody listens.
+        source::end_stale_sessions(&emitter, &[&slot]).await?;
+        return Err(late("has not given a snapshot: a transaction that began before is still open", request));
+    };
+    let exported = exported?;
     let sessions = exported.open_sessions(endpoint, request.sessions).await?;
     source::emit(&emitter, BARRIER_PREFIX, &registration.id.content()).await?;
     emitter.close().await;
@@ -266,9 +343,9 @@ async fn facts(side: &Side) -> Result<Facts, Failure> {
     read().map_err(|error| side.failed(&error, doing))
 }
 
-fn late(who: &str, what: &str, request: &Request) -> Failure {
-    let message =
-        format!("{who} has not {what} within {} s; --timeout waits longer.", request.patience.as_secs());
+fn late(what: &str, request: &Request) -> Failure {
+    let seconds = request.patience.as_secs();
+    let message = format!("The source {what}, after {seconds} s; --timeout waits longer.");
     Failure::new(Reason::SourceUnreachable, message)
 }
 

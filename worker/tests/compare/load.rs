@@ -117,13 +117,13 @@ async fn nothing_equal_is_called_different_under_a_load_that_aims_at_it() -> Res
         ensure!(tables.len() == 6, "{tables:#?}");
         changed += tables.iter().filter_map(|table| table["changedRows"].as_u64()).sum::<u64>();
     }
-    let changes = load.stop().await?;
+    let made = load.stop().await?;
     ensure!(changed > 0, "no row changed between a snapshot and its barrier: nothing was tried");
     let mut pauses = pauses(&worker)?;
     pauses.sort_by(f64::total_cmp);
     let (median, longest) = (pauses[pauses.len() / 2], pauses[pauses.len() - 1]);
     eprintln!(
-        "{} comparisons beside {changes} changes, {changed} of them at the barriers; applying stood still for {median:.1} ms (median), {longest:.1} ms (longest)",
+        "{} comparisons beside {made} changes, {changed} of them at the barriers; applying stood still for {median:.1} ms (median), {longest:.1} ms (longest)",
         comparisons()?
     );
     ensure!(longest < 2_000.0, "applying stood still for {longest} ms");

@@ -166,3 +166,72 @@ async fn a_table_that_is_not_followed_is_unknown_and_never_equal() -> Result<()>
     }
     Ok(())
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_comparison_that_is_killed_leaves_nothing() -> Result<()> {
+    let rig = rig().await?;
+    let _worker = streaming(&rig).await?;
+    // The slot is made when this has ended.
+    let client = rig.source.connect(&rig.database).await?;
+    client.run("BEGIN; SELECT pg_current_xact_id()").await?;
+    let mut comparison = std::process::Command::new(env!("CARGO_BIN_EXE_penstock-worker"))
+        .args(["compare", "--source", "--file"])
+        .arg(rig.manifest_file()?)
+        .envs(["SOURCE", "SINK"].map(|end| (format!("PENSTOCK_{end}_USERNAME"), "postgres")))
+        .envs(["SOURCE", "SINK"].map(|end| (format!("PENSTOCK_{end}_PASSWORD"), crate::common::PASSWORD)))
+        .spawn()?;
+    rig.wait_for("SELECT count(*) FROM penstock.barrier", "1").await?;
+    let slots = "SELECT count(*) FROM pg_replication_slots WHERE slot_name LIKE '%compare%'";
+    while rig.source_value(slots).await? == "0" {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    comparison.kill()?;
+    comparison.wait()?;
+    client.run("COMMIT").await?;
+    assert_equal(&rig)?;
+    rig.wait_for("SELECT count(*) FROM penstock.barrier WHERE expires_at > now()", "0").await?;
+    assert_equal(&rig)?;
+    ensure!(rig.sink_value("SELECT count(*) FROM penstock.barrier").await? == "0", "a barrier was left");
+    ensure!(rig.source_value(slots).await? == "0", "a slot was left");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_source_that_gives_no_snapshot_is_not_waited_for_longer_than_asked() -> Result<()> {
+    let rig = rig().await?;
+    let _worker = streaming(&rig).await?;
+    let client = rig.source.connect(&rig.database).await?;
+    client.run("BEGIN; SELECT pg_current_xact_id()").await?;
+    let said = compare(&rig, &["--timeout", "2"])?;
+    ensure!(
+        said.code == 2 && said.errors.contains("a transaction that began before is still open"),
+        "{said:#?}"
+    );
+    // Although the transaction is still open.
+    let mut slots = String::new();
+    for _ in 0..50 {
+        slots = rig.source_value("SELECT count(*) FROM pg_replication_slots").await?;
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    ensure!(slots == "1", "the server still makes the slot that nobody wants");
+    ensure!(rig.sink_value("SELECT count(*) FROM penstock.barrier").await? == "0", "a barrier was left");
+    client.run("COMMIT").await
+}
+
+/// What the publication left out is in neither stream, so both ends would agree on what is wrong.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_table_that_the_publication_does_not_carry_is_unknown() -> Result<()> {
+    let mut rig = rig().await?;
+    rig.on_source("CREATE PUBLICATION given FOR TABLE a, b, c, d WITH (publish_via_partition_root = true)")
+        .await?;
+    rig.manifest["spec"]["source"]["postgres"]["publication"] = json!("given");
+    let _worker = streaming(&rig).await?;
+    assert_equal(&rig)?;
+    rig.on_source("ALTER PUBLICATION given DROP TABLE a").await?;
+    let said = compare(&rig, &["--timeout", "10"])?;
+    ensure!(said.code == 2, "{said:#?}");
+    let mut tables = said.json["tables"].as_array().into_iter().flatten();
+    let a = tables.find(|table| table["table"] == "public.a");
+    ensure!(a.is_none_or(|table| table["verdict"] == "unknown"), "{said:#?}");
+    Ok(())
+}

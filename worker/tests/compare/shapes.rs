@@ -24,7 +24,7 @@ fn fill(number: usize, sample: &Sample) -> String {
     for value in sample.values {
         let _infallible = write!(
             sql,
-            "INSERT INTO types.t{number} (v, a) SELECT x, ARRAY[{null}x] FROM (SELECT ({value})::{type_sql}) AS s (x);"
+            "INSERT INTO types.t{number} (v, a) SELECT x, ARRAY[{null}x]::{type_sql}[] FROM (SELECT ({value})::{type_sql}) AS s (x);"
         );
     }
     let _infallible = write!(sql, "INSERT INTO types.f{number} SELECT v, id FROM types.t{number};");
@@ -116,7 +116,7 @@ async fn only_carried_columns_are_compared_and_odd_names_and_keys_are_taken() ->
          INSERT INTO made VALUES (1), (2);
          CREATE TABLE parent (id int PRIMARY KEY); CREATE TABLE child (more int) INHERITS (parent);
          INSERT INTO parent VALUES (1); INSERT INTO child VALUES (2, 3); ALTER TABLE child REPLICA IDENTITY FULL;
-         CREATE TABLE empty (id int PRIMARY KEY); CREATE TABLE nothing ();
+         CREATE TABLE empty (id int PRIMARY KEY);
          CREATE TABLE parted (id int PRIMARY KEY) PARTITION BY RANGE (id);
          CREATE TABLE parted_1 PARTITION OF parted FOR VALUES FROM (0) TO (100);
          INSERT INTO parted SELECT generate_series(0, 99)",
