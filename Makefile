@@ -59,9 +59,10 @@ fuzz: ## Throw bytes at decoder, checkpoint file and HTTP API for FUZZ_SECONDS e
 	  cargo test --locked --quiet -p penstock-worker --test fuzz -- --nocapture --test-threads=1
 
 .PHONY: scale
-scale: ## Measure large sources: RSS over CHANGES, one transaction of MEGABYTES, one table among RELATIONS
-	@$(ENVIRONMENT) nice env $(if $(CHANGES),PENSTOCK_SCALE_CHANGES=$(CHANGES)) $(if $(MEGABYTES),PENSTOCK_SCALE_MEGABYTES=$(MEGABYTES)) $(if $(RELATIONS),PENSTOCK_SCALE_RELATIONS=$(RELATIONS)) \
-	  cargo test --locked --quiet -p penstock-worker --test scale -- --ignored --nocapture --test-threads=1
+scale: ## Measure large sources: RSS over CHANGES, one transaction of MEGABYTES, a table among RELATIONS
+	@$(ENVIRONMENT) nice env PENSTOCK_SCALE_CHANGES=$(or $(CHANGES),1000000) PENSTOCK_SCALE_MEGABYTES=$(or $(MEGABYTES),1024) \
+	  PENSTOCK_SCALE_RELATIONS=$(or $(RELATIONS),20000) \
+	  cargo test --locked --quiet -p penstock-worker --test scale -- --nocapture --test-threads=1
 
 .PHONY: lint
 lint: ## Check format, lints, scripts, documents and chart

@@ -111,7 +111,8 @@ pub struct PostgresSink {
 
     /// PostgreSQL's `session_replication_role` of the sessions that write rows: whether foreign keys are checked
     /// and ordinary triggers fire in the sink.
-    #[serde(default)]
+    // Left out where it is the default: a worker of an older revision does not know it.
+    #[serde(default, skip_serializing_if = "SessionReplicationRole::is_origin")]
     pub session_replication_role: SessionReplicationRole,
 }
 
@@ -140,6 +141,13 @@ pub enum SessionReplicationRole {
     /// fire that are ENABLE REPLICA or ENABLE ALWAYS. The role must be a superuser, or have been given
     /// GRANT SET ON PARAMETER `session_replication_role` (PostgreSQL 15 and later).
     Replica,
+}
+
+impl SessionReplicationRole {
+    #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde's signature")]
+    fn is_origin(&self) -> bool {
+        *self == Self::Origin
+    }
 }
 
 /// A batch is committed when the first of its bounds is reached. A source transaction is never split:

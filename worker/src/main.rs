@@ -95,10 +95,10 @@ enum OutputFormat {
 struct DecisionArguments {
     #[command(flatten)]
     folders: Folders,
-    /// Why; kept in the sink, in penstock.accepted_loss
+    /// Why; the sink keeps it
     #[arg(long, value_name = "TEXT")]
     reason: String,
-    /// Who decides; kept beside it
+    /// Who decides; the sink keeps it, too
     #[arg(long, env = "USER", value_name = "NAME", default_value = "somebody")]
     by: String,
 }

@@ -79,16 +79,15 @@ pub(super) async fn carry_out(
         }
         Decision::AcceptLoss | Decision::BeginAnew => None,
     };
-    let (end_lsn, exported) = match standing {
-        Some(confirmed) => (confirmed, None),
-        None => {
-            let held = fenced.sink.hold_fence().await?;
-            source::drop_slot(&source.session, &fenced.slot).await?;
-            held.release().await?;
-            let endpoint = &context.settings.pipeline.source;
-            let exported = source::create_slot(endpoint, &fenced.slot, Durability::Permanent).await?;
-            (exported.consistent_point, Some(exported))
-        }
+    let (end_lsn, exported) = if let Some(confirmed) = standing {
+        (confirmed, None)
+    } else {
+        let held = fenced.sink.hold_fence().await?;
+        source::drop_slot(&source.session, &fenced.slot).await?;
+        held.release().await?;
+        let endpoint = &context.settings.pipeline.source;
+        let exported = source::create_slot(endpoint, &fenced.slot, Durability::Permanent).await?;
+        (exported.consistent_point, Some(exported))
     };
     let sequence = before.map_or(0, |before| before.sequence);
     let checkpoint = Checkpoint { position: Position::default(), end_lsn, sequence };

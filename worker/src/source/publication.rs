@@ -163,10 +163,12 @@ async fn wait_for_old_transactions(client: &Client, name: &PublicationName) -> R
         .map_err(failed)?;
     let horizon = quote_literal(row.get(0));
     let is_over = format!(
-        "SELECT pg_catalog.pg_snapshot_xmin(pg_catalog.pg_current_snapshot()) >= {horizon}::xid8, ( \
+        "SELECT pg_catalog.pg_snapshot_xmin(pg_catalog.pg_current_snapshot()) >= {horizon}::xid8, coalesce(( \
            SELECT pg_catalog.format('process %s, application %s, since %s', a.pid, a.application_name, a.xact_start) \
            FROM pg_catalog.pg_stat_activity AS a WHERE a.backend_xid IS NOT NULL \
-           ORDER BY pg_catalog.age(a.backend_xid) DESC LIMIT 1)"
+           ORDER BY pg_catalog.age(a.backend_xid) DESC LIMIT 1), ( \
+           SELECT pg_catalog.format('the prepared transaction %L, since %s', p.gid, p.prepared) \
+           FROM pg_catalog.pg_prepared_xacts AS p ORDER BY pg_catalog.age(p.transaction) DESC LIMIT 1))"
     );
     let started = Instant::now();
     let mut next_log = started + OLD_TRANSACTIONS_LOG;
@@ -175,7 +177,7 @@ async fn wait_for_old_transactions(client: &Client, name: &PublicationName) -> R
         if row.get(0) {
             return Ok(());
         }
-        let oldest = row.get::<_, Option<String>>(1).unwrap_or_else(|| "a prepared transaction".into());
+        let oldest = row.get::<_, Option<String>>(1).unwrap_or_else(|| "not known".into());
         if started.elapsed() > OLD_TRANSACTIONS_TIMEOUT {
             return Err(SourceError::OldTransactions { publication: name.clone(), oldest });
         }
