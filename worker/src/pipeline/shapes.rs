@@ -79,6 +79,9 @@ pub(super) async fn look_back(
         if known.source != table.id || (is_same && rules.policy != SchemaChanges::Apply) {
             continue;
         }
+        if !fenced.sink.has_table(&table.name).await? {
+            continue;
+        }
         if !known.is_followed {
             fenced.sink.refuse_left_behind(&table.name, &known.shape, shape).await?;
             continue;

@@ -156,6 +156,14 @@ async fn execute(client: &tokio_postgres::Client, table: &TableName, course: &Co
 }
 
 impl Sink {
+    /// Whether the sink table is there. If not, it is made anew and copied from its beginning.
+    pub async fn has_table(&self, table: &TableName) -> Result<bool, Failure> {
+        let name = self.tables.sink_name(table);
+        let found = read_table(&self.session.client, &name).await;
+        let found = found.map_err(|error| failed(&error, &format!("reading the sink table {name}")))?;
+        Ok(found.is_some())
+    }
+
     /// What the present shape of a source table will ask of its sink table when the stream is there.
     ///
     /// # Errors
