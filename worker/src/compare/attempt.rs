@@ -224,7 +224,13 @@ async fn inspect(
     let patterns =
         spec.tables.iter().map(|table| table.parse::<TablePattern>()).collect::<Result<Vec<_>, _>>();
     let patterns = patterns.map_err(|error| Failure::new(Reason::ManifestInvalid, error.to_string()))?;
-    let inspection = source::preflight(source.session()?, spec, &patterns).await?;
+    // Estimating rows locks a table; the lock would last as long as the transaction, and a TRUNCATE would wait for it.
+    let session = source.session()?;
+    let failed = |error: tokio_postgres::Error| source.failed(&error, "looking at its tables");
+    session.batch_execute("SAVEPOINT inspection").await.map_err(failed)?;
+    let inspection = source::preflight(session, spec, &patterns).await?;
+    let release = "ROLLBACK TO SAVEPOINT inspection; RELEASE SAVEPOINT inspection";
+    session.batch_execute(release).await.map_err(failed)?;
     if inspection.identity.system_id != registration.facts.source_system_id {
         let message = format!(
             "The source is another server (system identifier {}) than the one that the sink's rows come from ({}). Set \
