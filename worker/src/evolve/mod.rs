@@ -221,8 +221,13 @@ fn refuse_twins(recorded: &TableShape, present: &TableShape, found: &[Match<'_>]
         if present.column(gone.number).is_some() {
             return Err("its columns were changed again since".to_owned());
         }
-        let is_like =
-            |new: &ShapeColumn| (new.type_oid, new.type_modifier) == (gone.type_oid, gone.type_modifier);
+        // The one that is taken for another that is gone too may be this one, renamed.
+        if found.iter().any(|own| own.now.is_none()) {
+            return Err("its columns were changed again since".to_owned());
+        }
+        let is_like = |new: &ShapeColumn| {
+            widens((gone.type_oid, gone.type_modifier), (new.type_oid, new.type_modifier))
+        };
         if gone.number > last_kept && added().any(is_like) {
             return Err(format!("column {} was dropped and another one like it added", gone.name));
         }
