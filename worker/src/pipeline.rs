@@ -17,6 +17,7 @@ mod watch;
 
 use tokio_util::sync::CancellationToken;
 
+use self::decided::Start;
 use self::followed::FollowedTables;
 use self::ranges::RangeTable;
 use self::start::{Assigned, Fenced};
@@ -25,6 +26,7 @@ use crate::checkpoint::Volume;
 use crate::failure::Failure;
 use crate::serve::Metrics;
 use crate::settings::Settings;
+use crate::sink::Decision;
 use crate::status::Status;
 
 /// What every step needs.
@@ -69,7 +71,8 @@ async fn prepare(context: Context<'_>) -> Result<Ready, Failure> {
     // 5. The tables of this shard, and the publication that carries them.
     let assigned = start::assign(context, &mut source, &mut fenced).await?;
     // 6. The sink's tables, made or compared, and what happened to the source's since.
-    shapes::look_back(context, &source, &assigned, &mut fenced).await?;
+    let begins_anew = matches!(beginning, Start::Decided { decision: Decision::BeginAnew, .. });
+    shapes::look_back(context, &source, &assigned, &mut fenced, begins_anew).await?;
     let states = copy::ensure_tables(context, &assigned.tables, &mut fenced).await?;
     // 7. The position; from here on the source keeps its log for this shard.
     let mut resumed = start::begin(context, &source, &mut fenced, &mut volume, beginning).await?;

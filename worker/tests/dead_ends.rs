@@ -5,6 +5,7 @@ mod common;
 
 use std::process::Output;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use common::{DATABASE, Rig, Worker};
@@ -243,6 +244,18 @@ async fn a_source_restored_to_an_older_state_is_begun_anew() -> Result<()> {
     rig.source.restart().await?;
     let worker = rig.start(0)?;
     stalled(&worker, "SourceChanged").await?;
+    // Its log grows past what was read of the other one. The worker looks every second, and is not taken in.
+    rig.on_source("INSERT INTO a SELECT g, repeat('of the image', 20) FROM generate_series(5000, 15000) g")
+        .await?;
+    let end = rig.source_value("SELECT pg_current_wal_flush_lsn()").await?;
+    let is_past =
+        rig.sink_value(&format!("SELECT bool_and(end_lsn < '{end}') FROM penstock.checkpoint")).await?;
+    ensure!(is_past == "t", "the image has not written enough");
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    ensure!(
+        rig.sink_value("SELECT count(*) FROM a WHERE body LIKE 'of the image%'").await? == "0",
+        "it went on"
+    );
     accepted(&decide(&rig, "begin-anew")?)?;
     worker.wait_for_output("BegunAnew").await?;
     equal_from_here_on(&rig).await?;

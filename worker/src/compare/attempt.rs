@@ -4,11 +4,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use penstock_crds::report::Reason;
+use penstock_crds::spec::SchemaChanges;
 use penstock_crds::table_pattern::TablePattern;
 use tokio::time::{sleep, timeout};
 
 use super::changes::Changes;
-use super::pairs::{Majors, Pair, pair};
+use super::pairs::{Circumstances, Pair, pair};
 use super::side::{Side, Unsettled};
 use super::subject::Hashing;
 use super::table::{self, Ends};
@@ -53,7 +54,7 @@ pub(super) async fn attempt(
     };
     ended?;
     // 3. Which table is which, and what changed between snapshot and barrier.
-    let (hashing, majors) = hashing(&source, &sinks).await?;
+    let (hashing, circumstances) = hashing(pipeline, &source, &sinks).await?;
     let mut shards = BTreeMap::new();
     for (shard, side) in &sinks {
         shards.insert(*shard, sink::tables_at_barrier(side.session()?, &pipeline.uid, *shard).await?);
@@ -65,7 +66,7 @@ pub(super) async fn attempt(
             |only| only.contains(name),
         )
     };
-    let (pairs, unknown) = pair(&inspection.tables, is_meant, &shards, majors);
+    let (pairs, unknown) = pair(&inspection.tables, is_meant, &shards, circumstances);
     if pairs.is_empty() && unknown.is_empty() {
         return Err(nothing_meant(&inspection));
     }
@@ -311,7 +312,11 @@ async fn open_sinks(
 }
 
 /// How both ends hash alike.
-async fn hashing(source: &Side, sinks: &BTreeMap<u16, Side>) -> Result<(Hashing, Majors), Failure> {
+async fn hashing(
+    pipeline: &Pipeline,
+    source: &Side,
+    sinks: &BTreeMap<u16, Side>,
+) -> Result<(Hashing, Circumstances), Failure> {
     let at_source = facts(source).await?;
     let mut sink_major = at_source.major;
     let mut is_same_encoding = true;
@@ -326,7 +331,13 @@ async fn hashing(source: &Side, sinks: &BTreeMap<u16, Side>) -> Result<(Hashing,
         }
     }
     let hashing = Hashing { row_seed: rand::random(), key_seed: rand::random(), is_same_encoding };
-    Ok((hashing, Majors { source: at_source.major, sink: sink_major }))
+    let policy = pipeline.manifest.spec.sink.postgres.schema_changes;
+    let circumstances = Circumstances {
+        source_major: at_source.major,
+        sink_major,
+        may_leave_out: policy == SchemaChanges::Ignore,
+    };
+    Ok((hashing, circumstances))
 }
 
 struct Facts {

@@ -9,7 +9,7 @@ use crate::change::{Change, OldRow, Relation, RelationId, Row, Value};
 /// Text of a key's columns.
 pub(super) type Key = Vec<String>;
 
-/// Memory for the changes of one table.
+/// Memory for the changes of all tables.
 const BYTES_MAX: usize = 24 << 20;
 
 /// What changed of all tables.
@@ -120,11 +120,20 @@ impl Changes {
         } else {
             table.apply_keyless(change)
         };
-        if table.bytes > BYTES_MAX {
+        self.keep_within_bounds();
+        done.map_err(|what| Senseless { table: subject.name.to_string(), what })
+    }
+}
+
+impl Changes {
+    /// Gives up the table of which most changed, if all that changed is too much.
+    fn keep_within_bounds(&mut self) {
+        let all: usize = self.tables.values().map(|table| table.bytes).sum();
+        let largest = self.tables.values_mut().max_by_key(|table| table.bytes);
+        if let Some(table) = largest.filter(|_| all > BYTES_MAX) {
             let mib = BYTES_MAX >> 20;
             table.give_up(&format!("so many rows changed meanwhile that they do not fit into {mib} MiB"));
         }
-        done.map_err(|what| Senseless { table: subject.name.to_string(), what })
     }
 }
 

@@ -22,11 +22,14 @@ pub(super) struct Pair {
     pub(super) is_sink_partitioned: bool,
 }
 
-/// Both servers, as far as the text of values depends on them.
+/// What besides the tables decides what can be compared.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Majors {
-    pub(super) source: u32,
-    pub(super) sink: u32,
+pub(super) struct Circumstances {
+    /// Versions of the servers, on which the text of some values depends.
+    pub(super) source_major: u32,
+    pub(super) sink_major: u32,
+    /// Columns may be missing in the sink.
+    pub(super) may_leave_out: bool,
 }
 
 /// Matches the tables of the source with those of the shards. What cannot be compared says why.
@@ -34,7 +37,7 @@ pub(super) fn pair(
     tables: &[SourceTable],
     only: impl Fn(&TableName) -> bool,
     shards: &BTreeMap<u16, Vec<TableAtBarrier>>,
-    majors: Majors,
+    circumstances: Circumstances,
 ) -> (BTreeMap<RelationId, Pair>, Vec<TableResult>) {
     let at_barrier: BTreeMap<&TableName, (u16, &TableAtBarrier)> = shards
         .iter()
@@ -42,7 +45,7 @@ pub(super) fn pair(
         .collect();
     let (mut pairs, mut unknown) = (BTreeMap::new(), Vec::new());
     for table in tables.iter().filter(|table| only(&table.name)) {
-        match one(table, at_barrier.get(&table.name).copied(), majors) {
+        match one(table, at_barrier.get(&table.name).copied(), circumstances) {
             Ok(pair) => {
                 pairs.insert(table.id, pair);
             }
@@ -56,7 +59,11 @@ pub(super) fn pair(
     (pairs, unknown)
 }
 
-fn one(table: &SourceTable, found: Option<(u16, &TableAtBarrier)>, majors: Majors) -> Result<Pair, String> {
+fn one(
+    table: &SourceTable,
+    found: Option<(u16, &TableAtBarrier)>,
+    circumstances: Circumstances,
+) -> Result<Pair, String> {
     let Some((shard, found)) = found else { return Err("the pipeline has not taken it in yet".into()) };
     if found.source_oid != table.id.0 {
         return Err("it was made anew at the source and is not copied yet".into());
@@ -66,19 +73,24 @@ fn one(table: &SourceTable, found: Option<(u16, &TableAtBarrier)>, majors: Major
     }
     let carried: Vec<_> = table.columns.iter().filter(|column| column.generated.is_none()).collect();
     let is_char = |oid: u32| CHAR.contains(&oid);
-    let is_changed = (majors.source >= CHAR_OCTAL_SINCE) != (majors.sink >= CHAR_OCTAL_SINCE);
+    let is_changed =
+        (circumstances.source_major >= CHAR_OCTAL_SINCE) != (circumstances.sink_major >= CHAR_OCTAL_SINCE);
     if is_changed
         && let Some(column) =
             carried.iter().find(|column| column.column_type.all().iter().any(|part| is_char(part.oid)))
     {
         return Err(format!(
             "its column {} is of the type \"char\", which versions {} and {} write differently",
-            column.name, majors.source, majors.sink
+            column.name, circumstances.source_major, circumstances.sink_major
         ));
     }
     let source_columns: Vec<String> = carried.iter().map(|column| column.name.clone()).collect();
     let in_sink: BTreeSet<&String> = found.columns.iter().collect();
-    let columns: Vec<String> = source_columns.iter().filter(|name| in_sink.contains(name)).cloned().collect();
+    let (columns, left_out): (Vec<String>, Vec<String>) =
+        source_columns.iter().cloned().partition(|name| in_sink.contains(name));
+    if !left_out.is_empty() && !circumstances.may_leave_out {
+        return Err(format!("the sink table has no column {}", left_out.join(", ")));
+    }
     let key = key(table, &columns);
     let is_key_built_in = key.iter().all(|name| {
         table.columns.iter().any(|column| column.name == *name && column.column_type.is_built_in())
@@ -89,6 +101,7 @@ fn one(table: &SourceTable, found: Option<(u16, &TableAtBarrier)>, majors: Major
             sink: found.sink.clone(),
             shard,
             columns,
+            left_out,
             key,
             is_key_built_in,
             estimated_rows: table.estimated_rows,

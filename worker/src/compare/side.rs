@@ -142,6 +142,32 @@ impl Side {
         Ok(())
     }
 
+    /// Whether the table's columns are as they were at the snapshot. Statements find columns by the names of now, and rows that
+    /// an old snapshot reads through a new description may look like others.
+    pub(super) async fn has_same_columns(&self, name: &TableName) -> Result<bool, Failure> {
+        let sql = "SELECT pg_catalog.string_agg(pg_catalog.format('%s %s %s %s %s', a.attnum, a.attname, a.atttypid, a.xmin, ( \
+                       SELECT pg_catalog.string_agg(label.xmin::text, ',' ORDER BY label.oid) \
+                       FROM pg_catalog.pg_enum AS label WHERE label.enumtypid = a.atttypid)), ';' ORDER BY a.attnum) \
+                   FROM pg_catalog.pg_attribute AS a JOIN pg_catalog.pg_class AS c ON c.oid = a.attrelid \
+                   JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace \
+                   WHERE a.attnum > 0 AND n.nspname = $1::text::name AND c.relname = $2::text::name";
+        let doing = format!("looking at the columns of {name}");
+        let failed = |error: Error| self.failed(&error, &doing);
+        let now = self
+            .endpoint
+            .connect("penstock compare")
+            .await
+            .map_err(|error| error.failure(self.end, &self.endpoint.connection))?;
+        let parameters: [&(dyn ToSql + Sync); 2] = [&name.schema, &name.name];
+        let read = async |session: &Session| -> Result<Option<String>, Error> {
+            session.query_one(sql, &parameters).await?.try_get(0)
+        };
+        let at_snapshot = read(self.session()?).await.map_err(failed)?;
+        let is_same = read(&now).await.map_err(failed)? == at_snapshot;
+        now.close().await;
+        Ok(is_same)
+    }
+
     /// A statement about a table failed: unless the end is gone, it may be for what somebody did to the table.
     fn later(&self, error: &Error, name: &TableName) -> Unsettled {
         let failure = self.failed(error, &format!("comparing {name}"));
@@ -282,7 +308,8 @@ async fn watch_for_waiters(endpoint: Endpoint, oids: Vec<u32>, is_awaited: Arc<A
     sleep(LOOK_FOR_WAITERS_EVERY).await;
     let Ok(session) = endpoint.connect("penstock compare").await else { return };
     let sql = "SELECT EXISTS (SELECT FROM pg_catalog.pg_locks WHERE NOT granted AND locktype = 'relation' \
-                   AND mode = 'AccessExclusiveLock' AND relation = ANY ($1) \
+                   AND mode = 'AccessExclusiveLock' \
+                   AND (relation = ANY ($1) OR relation IN (SELECT indexrelid FROM pg_catalog.pg_index WHERE indrelid = ANY ($1))) \
                    AND database = (SELECT oid FROM pg_catalog.pg_database WHERE datname = pg_catalog.current_database()))";
     while let Ok(row) = session.query_one(sql, &[&oids]).await {
         if row.get(0) {

@@ -18,6 +18,8 @@ pub(super) struct Subject {
     pub(super) shard: u16,
     /// The columns that are carried, in the source's order.
     pub(super) columns: Vec<String>,
+    /// Columns of the source that the sink does not have, and need not have (`schemaChanges: Ignore`).
+    pub(super) left_out: Vec<String>,
     /// Those that name a row; empty where nothing but the whole row does.
     pub(super) key: Vec<String>,
     /// The key's types come with every server, so that its index can be used.
@@ -252,6 +254,7 @@ mod tests {
             sink: TableName::new("public", "t"),
             shard: 0,
             columns: vec!["a\"b".into(), "C".into()],
+            left_out: Vec::new(),
             key: Vec::new(),
             is_key_built_in: true,
             estimated_rows: 0,

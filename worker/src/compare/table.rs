@@ -68,6 +68,7 @@ pub(super) async fn compare(
     let result = TableResult {
         position: Some(ends.position.clone()),
         reason: None,
+        left_out_columns: subject.left_out.clone(),
         changed_rows: changes.rows.len().max(changes.deltas.len()) as u64,
         ..TableResult::unknown(subject.name.to_string(), subject.sink.to_string(), String::new())
     };
@@ -81,7 +82,14 @@ pub(super) async fn compare(
         result,
         differences: Vec::new(),
     };
-    let compared = comparing.run(ends, &changes.rows, &changes.deltas).await;
+    let mut compared = comparing.run(ends, &changes.rows, &changes.deltas).await;
+    if compared.is_ok() && comparing.result.differing_rows > 0 {
+        for (side, name) in [(ends.source, &subject.name), (ends.sink, &subject.sink)] {
+            if !side.has_same_columns(name).await? {
+                compared = Err(Unsettled::Later("its columns were changed meanwhile".into()));
+            }
+        }
+    }
     let Comparing { source, sink, mut result, differences, .. } = comparing;
     source.unlock().await?;
     sink.unlock().await?;
@@ -110,7 +118,12 @@ impl Comparing<'_> {
         if differing.is_empty() {
             return Ok(());
         }
-        self.search(buckets, differing, &excluded, &deltas).await
+        let named = self.result.differing_rows;
+        self.search(buckets, differing, &excluded, &deltas).await?;
+        if self.result.differing_rows == named {
+            return Err(Unsettled::Later("its sums differed, and none of its rows".into()));
+        }
+        Ok(())
     }
 
     async fn sums(

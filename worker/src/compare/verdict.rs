@@ -52,6 +52,9 @@ pub struct TableResult {
     pub differing_rows: u64,
     /// There may be more of them.
     pub is_at_least: bool,
+    /// Columns of the source that the sink does not have, because `schemaChanges` is `Ignore`: not compared.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub left_out_columns: Vec<String>,
     /// Why nobody knows.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
@@ -128,6 +131,7 @@ impl TableResult {
             changed_rows: 0,
             differing_rows: 0,
             is_at_least: false,
+            left_out_columns: Vec::new(),
             reason: Some(reason),
         }
     }
@@ -166,6 +170,13 @@ impl fmt::Display for TableResult {
         let Self { table, source_rows, sink_rows, differing_rows, .. } = self;
         let position = self.position.as_deref().unwrap_or("an unknown position");
         match self.verdict {
+            Verdict::Equal if !self.left_out_columns.is_empty() => {
+                let columns = self.left_out_columns.join(", ");
+                write!(
+                    f,
+                    "{table}: equal but for {columns}, which the sink leaves out, {source_rows} rows at {position}"
+                )
+            }
             Verdict::Equal => write!(f, "{table}: equal, {source_rows} rows at {position}"),
             Verdict::Unknown => {
                 write!(f, "{table}: unknown, {}", self.reason.as_deref().unwrap_or("nobody knows why"))

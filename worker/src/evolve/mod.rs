@@ -15,7 +15,7 @@ pub use widen::widens;
 use rewrite::{is_rewritten, value_of_existing_rows};
 use widen::keeps_text;
 
-use crate::change::{Relation, RelationColumn, ShapeColumn, TableShape};
+use crate::change::{Relation, RelationColumn, ShapeColumn, ShapePart, TableShape};
 
 /// Why the next rows are looked at.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -208,8 +208,25 @@ fn shape_of_rows(
     Ok(TableShape {
         columns,
         last_number: end.map_or(present.last_number, |end| end - 1),
-        parts: present.parts.clone(),
+        parts: if end.is_some() { parts_before(recorded, present, is_later) } else { present.parts.clone() },
     })
+}
+
+/// Files of rows before the columns of which `is_later` were added. Whether that gave them another file, as a volatile default
+/// does, nobody can see; so they are taken to be where they were recorded, and what the later columns hold for unknown.
+fn parts_before(
+    recorded: &TableShape,
+    present: &TableShape,
+    is_later: impl Fn(i16) -> bool,
+) -> Vec<ShapePart> {
+    let is_earlier =
+        |name: &str| !present.columns.iter().any(|column| column.name == name && is_later(column.number));
+    let before = |now: &ShapePart| {
+        let file = recorded.parts.iter().find(|before| before.id == now.id)?.file;
+        let columns = now.columns.iter().filter(|column| is_earlier(&column.name)).cloned().collect();
+        Some(ShapePart { id: now.id, file, columns })
+    };
+    present.parts.iter().filter_map(before).collect()
 }
 
 /// A column that is gone may have been renamed before, and then looks like one that was added after it.

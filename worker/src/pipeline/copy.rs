@@ -251,7 +251,9 @@ async fn copy(
     check_unchanged(&source.session, tables, &source.shapes).await?;
     let mut chunks = Vec::new();
     for table in tables {
-        let key = incremental::key_of(table).filter(|_| keeps_copied);
+        // Rows without a column that the sink leaves out are of no use when it does not any more.
+        let is_whole = !table.columns.iter().any(|column| fenced.sink.leaves_out(&table.name, &column.name));
+        let key = incremental::key_of(table).filter(|_| keeps_copied && is_whole);
         let parts = opened.chunks(table, key.as_deref()).await?;
         let key = parts.first().and_then(Chunk::key_columns);
         fenced.sink.restart_copy(&table.name, key.as_deref()).await?;

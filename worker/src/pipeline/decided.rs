@@ -1,10 +1,10 @@
 //! Dead ends: what a person decided is carried out here, in place of step 7.
 
-use penstock_crds::report::NoticeReason;
+use penstock_crds::report::{NoticeReason, Reason};
 
 use super::Context;
 use super::start::{Fenced, Resumed, Source};
-use crate::change::{Checkpoint, Position, SourceIdentity};
+use crate::change::{Checkpoint, Lsn, Position, SourceIdentity};
 use crate::checkpoint::{Beginning, Volume};
 use crate::failure::Failure;
 use crate::sink::{Decision, is_dead_end};
@@ -36,10 +36,21 @@ pub(super) async fn decide(
     fenced: &mut Fenced,
     slot: Option<&SlotState>,
     agreed: Result<Beginning, Failure>,
+    source_end: Lsn,
 ) -> Result<Start, Failure> {
     let log = log_of(fenced);
     let decision = fenced.sink.decision(&log).await?;
+    // A source that was restored writes on, and has as much log as was read before soon. The slot tells it from the one that
+    // was there before: nobody but the shard moves it.
+    let confirmed = slot.and_then(|slot| slot.confirmed_flush);
+    let lost = fenced.sink.lost_log(&log).await?.filter(|(_, end)| confirmed.is_none_or(|at| at <= *end));
     match (agreed, decision) {
+        (Ok(Beginning::Resume { .. }), None) if lost.is_some() => {
+            Err(Failure::new(Reason::SourceChanged, lost.map(|(message, _)| message).unwrap_or_default()))
+        }
+        (Ok(Beginning::Resume { .. }), Some(Decision::AcceptLoss)) if lost.is_some() => {
+            Ok(Start::Decided { decision: Decision::AcceptLoss, is_slot_usable: false })
+        }
         (Ok(beginning), None | Some(Decision::AcceptLoss)) => Ok(Start::Agreed(beginning)),
         (Ok(_), Some(Decision::BeginAnew)) => {
             Ok(Start::Decided { decision: Decision::BeginAnew, is_slot_usable: false })
@@ -54,7 +65,7 @@ pub(super) async fn decide(
         }
         (Err(failure), _) => {
             if is_dead_end(failure.reason) {
-                fenced.sink.note_dead_end(&failure, &log).await?;
+                fenced.sink.note_dead_end(&failure, &log, Some(source_end)).await?;
             }
             Err(failure)
         }
@@ -90,7 +101,10 @@ pub(super) async fn carry_out(
         (exported.consistent_point, Some(exported))
     };
     let sequence = before.map_or(0, |before| before.sequence);
-    let checkpoint = Checkpoint { position: Position::default(), end_lsn, sequence };
+    // What the sink holds it holds: of a slot that is kept, everything comes after it.
+    let position =
+        before.filter(|_| standing.is_some()).map_or_else(Position::default, |before| before.position);
+    let checkpoint = Checkpoint { position, end_lsn, sequence };
     let by = fenced.sink.begin_as_decided(decision, &checkpoint, &log, standing.is_none()).await?;
     let from = before.map_or_else(|| "its beginning".to_owned(), |before| before.end_lsn.to_string());
     let (reason, message) = match decision {

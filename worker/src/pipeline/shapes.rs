@@ -58,12 +58,14 @@ pub(super) fn rules(context: Context<'_>) -> Rules {
 }
 
 /// Before the sink's tables are compared: what happened to the source's while no worker ran, as far as it needs no
-/// stream. Rewritten rows are copied again; what needs a person is said before anything is streamed.
+/// stream. Rewritten rows are copied again; what needs a person is said before anything is streamed. If all tables are
+/// about to be copied anew, what their rows were is of no importance.
 pub(super) async fn look_back(
     context: Context<'_>,
     source: &Source,
     assigned: &Assigned,
     fenced: &mut Fenced,
+    begins_anew: bool,
 ) -> Result<(), Failure> {
     let rules = rules(context);
     fenced.sink.allow(rules);
@@ -74,6 +76,16 @@ pub(super) async fn look_back(
         let (Some(known), Some(shape)) = (recorded.get(&table.name), source.shapes.get(&table.id)) else {
             continue;
         };
+        let is_followed = known.is_followed && !begins_anew;
+        if is_followed && let Some(column) = fenced.sink.made_since(&table.name, &known.left_out).await? {
+            let why = format!("the sink has column {column} now, which was left out of them");
+            if !rules.copies() {
+                return Err(copy_needed(&table.name, &why, rules));
+            }
+            announce_copy(context, &table.name, &why);
+            rewritten.push(table.name.clone());
+            continue;
+        }
         let is_same = known.shape == *shape;
         // What was left out so far, for another policy, comes with a copy.
         if known.source != table.id || (is_same && rules.policy != SchemaChanges::Apply) {
@@ -82,7 +94,7 @@ pub(super) async fn look_back(
         if !fenced.sink.has_table(&table.name).await? {
             continue;
         }
-        if !known.is_followed {
+        if !is_followed {
             fenced.sink.refuse_left_behind(&table.name, &known.shape, shape).await?;
             continue;
         }

@@ -258,7 +258,7 @@ pub(super) async fn reconcile(
         }
         Ok(beginning)
     });
-    let start = decided::decide(fenced, slot.as_ref(), agreed).await?;
+    let start = decided::decide(fenced, slot.as_ref(), agreed, known.source.end).await?;
     if let Start::Agreed(Beginning::Resume { notice: Some(notice), .. }) = &start {
         context.status.notice(notice.reason, notice.message.clone());
     }

@@ -95,7 +95,7 @@ pub(super) async fn stream(context: Context<'_>, ready: Ready) -> Result<(), Fai
 /// that name is there.
 async fn noted(fenced: &mut Fenced, failure: Failure) -> Result<Failure, Failure> {
     if failure.reason == Reason::PublicationUnsuitable {
-        fenced.sink.note_dead_end(&failure, &log_of(fenced)).await?;
+        fenced.sink.note_dead_end(&failure, &log_of(fenced), None).await?;
     }
     Ok(failure)
 }

@@ -24,6 +24,8 @@ use crate::status::Status;
 const LOOK_EVERY: Duration = Duration::from_secs(3);
 /// The tables change seldom, and listing many of them takes a while.
 const LOOK_AT_TABLES_EVERY: Duration = Duration::from_secs(10);
+/// How long changes are applied while nobody can look.
+const BLIND_MAX: Duration = Duration::from_mins(1);
 /// Whoever comes after the watch in the queue for a lock waits as long.
 const LOCK_PATIENCE: Duration = Duration::from_secs(2);
 
@@ -113,10 +115,16 @@ enum Look {
 impl Watch {
     async fn run(mut self) -> Failure {
         let mut session = None;
+        let mut looked = Instant::now();
         loop {
             session = match self.look(session).await {
-                Ok(Look::Usual(session)) => Some(session),
+                Ok(Look::Usual(session)) => {
+                    looked = Instant::now();
+                    Some(session)
+                }
                 Ok(Look::Changed(failure)) => return failure,
+                // Tables that change unseen are worth an attempt that says why nobody can look.
+                Err(failure) if looked.elapsed() >= BLIND_MAX => return failure,
                 Err(error) => {
                     tracing::debug!("the source could not be looked at: {error}");
                     None

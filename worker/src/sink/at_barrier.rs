@@ -21,7 +21,8 @@ pub struct TableAtBarrier {
     pub sink: TableName,
     /// OID in the source.
     pub source_oid: u32,
-    /// Its rows are copied and followed, and the sink table is the one that they were copied into.
+    /// Its rows are copied as they were before the barrier, and followed, and the sink table is the one that they were
+    /// copied into.
     pub is_followed: bool,
     /// The sink table has partitions.
     pub is_partitioned: bool,
@@ -78,12 +79,14 @@ pub async fn tables_at_barrier(
     shard: u16,
 ) -> Result<Vec<TableAtBarrier>, Failure> {
     let sql = "SELECT state.source_schema, state.source_table, state.sink_schema, state.sink_table, \
-                   state.source_oid::pg_catalog.oid, state.state = 'ready' AND class.oid IS NOT NULL, \
+                   state.source_oid::pg_catalog.oid, \
+                   state.state = 'ready' AND state.ready_lsn <= checkpoint.commit_lsn AND class.oid IS NOT NULL, \
                    class.relkind IS NOT DISTINCT FROM 'p', \
                    ARRAY(SELECT a.attname::pg_catalog.text FROM pg_catalog.pg_attribute AS a \
                          WHERE a.attrelid = class.oid AND a.attnum > 0 AND NOT a.attisdropped AND a.attgenerated = '') \
                FROM penstock.table_state AS state JOIN penstock.assignment AS assignment \
                  ON (assignment.uid, assignment.source_schema, assignment.source_table) = (state.uid, state.source_schema, state.source_table) \
+               JOIN penstock.checkpoint AS checkpoint ON (checkpoint.uid, checkpoint.shard) = (assignment.uid, assignment.shard) \
                LEFT JOIN (pg_catalog.pg_class AS class JOIN pg_catalog.pg_namespace AS schema ON schema.oid = class.relnamespace) \
                  ON schema.nspname = state.sink_schema AND class.relname = state.sink_table \
                     AND class.oid::pg_catalog.int8 = state.sink_oid \

@@ -64,22 +64,36 @@ pub(super) async fn note(
     (uid, shard): (&String, i32),
     failure: &Failure,
     source: &SourceIdentity,
+    source_end: Option<Lsn>,
 ) -> Result<(), Error> {
     let is_same = "(dead_end.end_lsn, dead_end.source_system_id, dead_end.source_timeline) \
                    IS NOT DISTINCT FROM (excluded.end_lsn, excluded.source_system_id, excluded.source_timeline)";
     let kept = |column: &str| format!("{column} = CASE WHEN {is_same} THEN dead_end.{column} END");
     let decision = ["decision", "why", "decided_by", "decided_at"].map(kept).join(", ");
     let sql = format!(
-        "INSERT INTO penstock.dead_end (uid, shard, reason, message, end_lsn, source_system_id, source_timeline) \
-         SELECT uid, shard, $3, $4, end_lsn, $5, $6 FROM penstock.checkpoint WHERE uid = $1 AND shard = $2 \
+        "INSERT INTO penstock.dead_end (uid, shard, reason, message, end_lsn, source_system_id, source_timeline, source_end) \
+         SELECT uid, shard, $3, $4, end_lsn, $5, $6, $7 FROM penstock.checkpoint WHERE uid = $1 AND shard = $2 \
          ON CONFLICT (uid, shard) DO UPDATE SET {decision}, reason = excluded.reason, message = excluded.message, \
              end_lsn = excluded.end_lsn, source_system_id = excluded.source_system_id, \
-             source_timeline = excluded.source_timeline, noted_at = excluded.noted_at"
+             source_timeline = excluded.source_timeline, \
+             source_end = CASE WHEN {is_same} THEN LEAST(dead_end.source_end, excluded.source_end) ELSE excluded.source_end END, \
+             noted_at = excluded.noted_at"
     );
     let reason = format!("{:?}", failure.reason);
     let timeline = i64::from(source.timeline);
     transaction
-        .execute(&sql, &[uid, &shard, &reason, &failure.message, &source.system_id, &timeline])
+        .execute(
+            &sql,
+            &[
+                uid,
+                &shard,
+                &reason,
+                &failure.message,
+                &source.system_id,
+                &timeline,
+                &source_end.map(|end| PgLsn::from(end.0)),
+            ],
+        )
         .await
         .map(drop)
 }
@@ -106,10 +120,34 @@ impl Sink {
             .map_err(|error| failed(&error, "looking what was decided"))
     }
 
-    /// Notes that the shard cannot go on by itself, so that a person can decide about it.
-    pub async fn note_dead_end(&mut self, failure: &Failure, source: &SourceIdentity) -> Result<(), Failure> {
+    /// That this source was found to lack what was read before, and where its log ended then. Its log grows, and does not
+    /// lack anything then that could be seen.
+    pub async fn lost_log(&self, source: &SourceIdentity) -> Result<Option<(String, Lsn)>, Failure> {
+        let sql = format!(
+            "SELECT message, source_end FROM penstock.dead_end WHERE uid = $1 AND shard = $2 AND reason = 'SourceChanged' \
+               AND source_end IS NOT NULL AND source_system_id = $3 AND source_timeline = $4 AND {IS_HERE}"
+        );
+        let timeline = i64::from(source.timeline);
+        let read = async {
+            let row = self
+                .session
+                .query_opt(&sql, &[&self.owner.uid, &self.run.shard, &source.system_id, &timeline])
+                .await?;
+            let read = |row: Row| Ok((row.try_get(0)?, Lsn(row.try_get::<_, PgLsn>(1)?.into())));
+            row.map(read).transpose()
+        };
+        read.await.map_err(|error: Error| failed(&error, "looking what was found before"))
+    }
+
+    /// Notes that the shard cannot go on by itself, so that a person can decide about it; and where the source's log ends.
+    pub async fn note_dead_end(
+        &mut self,
+        failure: &Failure,
+        source: &SourceIdentity,
+        source_end: Option<Lsn>,
+    ) -> Result<(), Failure> {
         let transaction = fenced_transaction(&mut self.session, &self.run, DOING).await?;
-        let noted = note(&transaction, (&self.owner.uid, self.run.shard), failure, source).await;
+        let noted = note(&transaction, (&self.owner.uid, self.run.shard), failure, source, source_end).await;
         noted.map_err(|error| failed(&error, DOING))?;
         transaction.commit().await.map_err(|error| failed(&error, DOING))
     }
@@ -127,6 +165,9 @@ impl Sink {
     /// The latest commit of which the sink may hold something: of a change, or of what a table was copied with.
     pub async fn holds(&self) -> Result<Lsn, Failure> {
         let sql = "SELECT GREATEST(checkpoint.commit_lsn, \
+                       (SELECT checkpoint.end_lsn - 1::pg_catalog.numeric WHERE EXISTS ( \
+                            SELECT FROM penstock.copied_chunk AS chunk JOIN penstock.assignment AS assignment USING (uid, source_schema, source_table) \
+                            WHERE chunk.uid = $1 AND assignment.shard = $2)), \
                        (SELECT max(state.ready_lsn) - 1::pg_catalog.numeric FROM penstock.table_state AS state \
                         JOIN penstock.assignment AS assignment USING (uid, source_schema, source_table) \
                         WHERE state.uid = $1 AND assignment.shard = $2)) \

@@ -116,7 +116,7 @@ impl Writer {
             self.settle(executed).await?;
         }
         if let Some(shape) = &change.shape {
-            self.note_shape(&present.name, shape).await?;
+            self.note_shape(&present.name, shape, &left_out(relation, &course)).await?;
         }
         let traits = self.describe_as(relation, &course).await?;
         Ok(Reshaped::Fits { traits, applied: course.applied, ignored: course.ignored })
@@ -124,23 +124,33 @@ impl Writer {
 
     async fn describe_as(&mut self, relation: &Relation, course: &Course) -> Result<TableTraits, Failure> {
         let mut adapted = relation.clone();
-        let mut left_out = BTreeSet::new();
         for (column, name) in adapted.columns.iter_mut().zip(&course.names) {
-            match name {
-                Some(name) => column.name.clone_from(name),
-                None => drop(left_out.insert(column.name.clone())),
+            if let Some(name) = name {
+                column.name.clone_from(name);
             }
         }
-        self.describe_without(&adapted, &left_out).await
+        self.describe_without(&adapted, &left_out(relation, course)).await
     }
 
     /// Notes how the rows of the table are from here on, in the open transaction.
-    async fn note_shape(&mut self, table: &TableName, shape: &TableShape) -> Result<(), Failure> {
-        let sql = "UPDATE penstock.table_state SET shape = $4, updated_at = pg_catalog.clock_timestamp() \
+    async fn note_shape(
+        &mut self,
+        table: &TableName,
+        shape: &TableShape,
+        left_out: &BTreeSet<String>,
+    ) -> Result<(), Failure> {
+        let sql = "UPDATE penstock.table_state SET shape = $4, left_out = $5, updated_at = pg_catalog.clock_timestamp() \
                    WHERE uid = $1 AND source_schema = $2 AND source_table = $3";
         let uid = self.uid().to_owned();
-        self.note(sql, &[&uid, &table.schema, &table.name, &written(shape)]).await
+        let left_out: Vec<&String> = left_out.iter().collect();
+        self.note(sql, &[&uid, &table.schema, &table.name, &written(shape), &left_out]).await
     }
+}
+
+/// Columns of the relation that the sink does not get.
+fn left_out(relation: &Relation, course: &Course) -> BTreeSet<String> {
+    let columns = relation.columns.iter().zip(&course.names);
+    columns.filter(|(_, name)| name.is_none()).map(|(column, _)| column.name.clone()).collect()
 }
 
 async fn execute(client: &tokio_postgres::Client, table: &TableName, course: &Course) -> Result<(), Failure> {

@@ -13,7 +13,7 @@ use super::error::failed;
 use super::evolve::Rules;
 use super::made_types::{ExtensionTypes, missing_types};
 use super::reshape::written;
-use super::state::{TableState, fenced_ddl_transaction, fenced_transaction, read_state};
+use super::state::{TableState, fenced_ddl_transaction, fenced_transaction, forget_chunks, read_state};
 use super::tables::{Mismatch, mismatch};
 use crate::change::table::{SourceTable, TableName, quote_identifier};
 use crate::change::{RelationId, TableShape};
@@ -36,6 +36,8 @@ pub struct Recorded {
     pub source: RelationId,
     /// Its shape.
     pub shape: TableShape,
+    /// Columns of it that the rows were written without.
+    pub left_out: Vec<String>,
     /// The rows are there, or come in ranges. If not, or if the sink table was dropped, they are about to be copied anew.
     pub is_followed: bool,
 }
@@ -62,7 +64,7 @@ impl Sink {
                        AND EXISTS (SELECT FROM pg_catalog.pg_class AS class \
                            JOIN pg_catalog.pg_namespace AS schema ON schema.oid = class.relnamespace \
                            WHERE schema.nspname = sink_schema AND class.relname = sink_table \
-                             AND class.oid::pg_catalog.int8 = sink_oid) \
+                             AND class.oid::pg_catalog.int8 = sink_oid), left_out \
                    FROM penstock.table_state WHERE uid = $1 AND shape IS NOT NULL";
         let doing = "reading the shapes of its tables";
         let rows =
@@ -82,9 +84,23 @@ impl Sink {
                 continue;
             };
             let is_followed = row.try_get(4).map_err(|error| failed(&error, doing))?;
-            recorded.insert(name, Recorded { source: RelationId(source), shape, is_followed });
+            let left_out: Vec<String> = row.try_get(5).map_err(|error| failed(&error, doing))?;
+            recorded.insert(name, Recorded { source: RelationId(source), shape, left_out, is_followed });
         }
         Ok(recorded)
+    }
+
+    /// The first of these columns that the sink table has.
+    pub async fn made_since(&self, table: &TableName, columns: &[String]) -> Result<Option<String>, Failure> {
+        if columns.is_empty() {
+            return Ok(None);
+        }
+        let name = self.tables.sink_name(table);
+        let sink = read_table(&self.session.client, &name)
+            .await
+            .map_err(|error| failed(&error, &format!("reading the sink table {name}")))?;
+        let has = |column: &&String| sink.as_ref().is_some_and(|sink| sink.column(column).is_some());
+        Ok(columns.iter().find(has).cloned())
     }
 
     /// The rows of these tables are about to be copied in these shapes.
@@ -94,10 +110,16 @@ impl Sink {
     ) -> Result<(), Failure> {
         let doing = "noting the shapes of its tables";
         let transaction = fenced_transaction(&mut self.session, &self.run, doing).await?;
-        let sql = "UPDATE penstock.table_state SET shape = $4 WHERE uid = $1 AND source_schema = $2 AND source_table = $3";
+        let sql = "UPDATE penstock.table_state SET shape = $4, left_out = $5 \
+                   WHERE uid = $1 AND source_schema = $2 AND source_table = $3";
         for (table, shape) in shapes {
+            let left_out: Vec<&String> = self.changes.left_out.get(table).into_iter().flatten().collect();
             transaction
-                .execute(sql, &[&self.owner.uid, &table.schema, &table.name, &written(shape)])
+                .execute(sql, &[&self.owner.uid, &table.schema, &table.name, &written(shape), &left_out])
+                .await
+                .map_err(|error| failed(&error, doing))?;
+            // What was copied in another shape is not kept.
+            forget_chunks(&transaction, &self.owner.uid, table)
                 .await
                 .map_err(|error| failed(&error, doing))?;
         }

@@ -146,7 +146,7 @@ async fn take_fence(
         let shard = (&owner.uid, i32::from(owner.shard));
         let decided = dead_end::decided(&transaction, shard, source).await;
         if decided.map_err(|error| failed(&error, doing))?.is_none() {
-            dead_end::note(&transaction, shard, &failure, source)
+            dead_end::note(&transaction, shard, &failure, source, None)
                 .await
                 .map_err(|error| failed(&error, doing))?;
             transaction.commit().await.map_err(|error| failed(&error, doing))?;

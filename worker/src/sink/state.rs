@@ -216,7 +216,11 @@ pub(super) async fn mark_ready(
     reach(Point::AfterTableReady)
 }
 
-async fn forget_chunks(client: &Transaction<'_>, uid: &String, table: &TableName) -> Result<(), Error> {
+pub(super) async fn forget_chunks(
+    client: &Transaction<'_>,
+    uid: &String,
+    table: &TableName,
+) -> Result<(), Error> {
     let sql = "DELETE FROM penstock.copied_chunk WHERE uid = $1 AND source_schema = $2 AND source_table = $3";
     client.execute(sql, &[uid, &table.schema, &table.name]).await.map(drop)
 }

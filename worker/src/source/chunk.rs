@@ -16,8 +16,10 @@ use crate::incremental::KeyColumn;
 
 /// Correlation between the order of the key and the order of the pages from which on a table is read by its key.
 const IN_ORDER: f64 = 0.9;
-/// Pages that are sampled for each chunk, so that chunks are of about the same size.
+/// Pages that are sampled for each chunk, so that chunks are of about the same size; and of a table. With fewer, chunks are
+/// of more different sizes.
 const PAGES_SAMPLED_PER_CHUNK: u64 = 16;
+const PAGES_SAMPLED_MAX: u64 = 20_000;
 
 /// A part of a table that one session reads at a time.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -162,7 +164,8 @@ pub(super) async fn key_ends(
         return Ok(Vec::new());
     }
     #[expect(clippy::cast_precision_loss, reason = "a sample")]
-    let percent = (100.0 * (chunks * PAGES_SAMPLED_PER_CHUNK) as f64 / pages as f64).min(100.0);
+    let percent =
+        (100.0 * (chunks * PAGES_SAMPLED_PER_CHUNK).min(PAGES_SAMPLED_MAX) as f64 / pages as f64).min(100.0);
     let texts: Vec<String> =
         key.iter().map(|column| format!("{}::text", quote_identifier(&column.name))).collect();
     let (names, texts) = (names(key), texts.join(", "));

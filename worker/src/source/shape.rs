@@ -25,7 +25,7 @@ pub type Shapes = BTreeMap<RelationId, TableShape>;
 const SHAPES: &str = "
 SELECT root.id, class.oid, class.relfilenode, class.relkind = 'r', class.relnatts, a.attnum, a.attname::text, a.atttypid, a.atttypmod,
        a.attnotnull, a.attgenerated <> '', coalesce(d.oid, 0::oid), a.xmin::text::int8,
-       CASE WHEN a.atthasmissing THEN (a.attmissingval::text::text[])[1] END
+       CASE WHEN a.atthasmissing THEN pg_catalog.array_to_string(a.attmissingval, '') END
 FROM pg_catalog.unnest($1::oid[]) AS root (id)
 CROSS JOIN LATERAL (SELECT root.id UNION SELECT relid FROM pg_catalog.pg_partition_tree(root.id)) AS tree (id)
 JOIN pg_catalog.pg_class AS class ON class.oid = tree.id

@@ -235,3 +235,17 @@ async fn a_table_that_the_publication_does_not_carry_is_unknown() -> Result<()> 
     ensure!(a.is_none_or(|table| table["verdict"] == "unknown"), "{said:#?}");
     Ok(())
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_column_that_the_sink_lacks_is_never_passed_over_in_silence() -> Result<()> {
+    let mut rig = rig().await?;
+    let _worker = streaming(&rig).await?;
+    rig.on_sink("ALTER TABLE a DROP COLUMN n").await?;
+    let said = compare(&rig, &["public.a"])?;
+    let reason = said.json["tables"][0]["reason"].as_str().unwrap_or_default();
+    ensure!(said.code == 2 && reason.contains("has no column n"), "{said:#?}");
+    rig.manifest["spec"]["sink"]["postgres"]["schemaChanges"] = json!("Ignore");
+    let said = compare(&rig, &["public.a"])?;
+    ensure!(said.code == 0 && said.json["tables"][0]["leftOutColumns"] == json!(["n"]), "{said:#?}");
+    Ok(())
+}

@@ -156,3 +156,22 @@ async fn ignore_leaves_added_columns_out_and_keeps_dropped_ones() -> Result<()> 
     rig.wait_for("SELECT colour || size FROM things WHERE id = 302", "green11").await?;
     rig.wait_for("SELECT count(*) FROM things WHERE colour = 'red'", "102").await
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_column_that_was_left_out_and_is_made_by_hand_is_not_half_filled() -> Result<()> {
+    let (rig, mut worker) = rig("Ignore").await?;
+    rig.on_source(
+        "ALTER TABLE things ADD COLUMN colour text; UPDATE things SET colour = 'red', size = 5 WHERE id = 7",
+    )
+    .await?;
+    rig.wait_for("SELECT size FROM things WHERE id = 7", "5").await?;
+    worker.wait_for_output("SchemaChangeIgnored").await?;
+    worker.terminate()?;
+    rig.on_sink("ALTER TABLE things ADD COLUMN colour text").await?;
+    let worker = rig.start(0)?;
+    wait_until_halted(&worker, "SinkDiverged").await?;
+    ensure!(worker.output()?.contains("column colour now, which was left out"), "{}", worker.tail()?);
+    ensure!(rig.command(&["resnapshot", "public.things"])?.status.success());
+    rig.wait_for("SELECT colour FROM things WHERE id = 7", "red").await?;
+    wait_until_equal(&rig, &["things"]).await
+}

@@ -60,6 +60,8 @@ CREATE TABLE penstock.table_state (
     rows_copied   bigint      NOT NULL DEFAULT 0,
     -- The source's columns as the sink's rows have them, with what tells whether the source rewrote its rows since.
     shape         text,
+    -- Columns of it that the sink does not have: rows were written without them.
+    left_out      text[]      NOT NULL DEFAULT '{}',
     updated_at    timestamptz NOT NULL DEFAULT now(),
     PRIMARY KEY (uid, source_schema, source_table)
 );
@@ -147,6 +149,8 @@ CREATE TABLE penstock.dead_end (
     end_lsn          pg_lsn,
     source_system_id text        NOT NULL,
     source_timeline  bigint      NOT NULL,
+    -- Where the source's log ended: a slot that stands further on is not the one that was found here.
+    source_end       pg_lsn,
     noted_at         timestamptz NOT NULL DEFAULT now(),
     decision         text        CHECK (decision IN ('begin-anew', 'accept-loss')),
     why              text        CHECK ((decision IS NULL) = (why IS NULL)),
