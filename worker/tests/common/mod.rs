@@ -107,7 +107,10 @@ impl Rig {
     /// Writes the manifest as it is now.
     pub fn manifest_file(&self) -> Result<PathBuf> {
         let file = self.folder.path().join("pipeline.yaml");
-        std::fs::write(&file, serde_yaml::to_string(&self.manifest)?)?;
+        // A worker that starts reads it whole, the one before or this one.
+        let new = tempfile::NamedTempFile::new_in(self.folder.path())?;
+        std::fs::write(new.path(), serde_yaml::to_string(&self.manifest)?)?;
+        new.persist(&file)?;
         Ok(file)
     }
 
