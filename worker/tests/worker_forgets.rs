@@ -140,12 +140,23 @@ async fn rows_that_were_never_copied_are_not_taken_for_whole_after_changes_were_
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_sink_table_dropped_as_advised_is_made_and_copied_again_with_the_values_of_now() -> Result<()> {
-    let rig = rig(&["public.a"]).await?;
-    let worker = streaming(&rig).await?;
-    rig.on_source("ALTER TABLE a ADD COLUMN chance float DEFAULT random(); INSERT INTO a VALUES (2)").await?;
-    worker.wait_for_output("DROP TABLE \\\"public\\\".\\\"a\\\";").await?;
-    rig.on_sink("DROP TABLE a").await?;
-    rig.wait_for("SELECT count(chance) FROM a", "2").await?;
-    rig.assert_equal(&["a"]).await
+async fn rows_whose_new_values_nobody_knows_are_copied_again_as_advised_or_when_the_sink_table_is_dropped()
+-> Result<()> {
+    for is_dropped in [false, true] {
+        let rig = rig(&["public.a"]).await?;
+        let worker = streaming(&rig).await?;
+        rig.on_source("ALTER TABLE a ADD COLUMN chance float DEFAULT random(); INSERT INTO a VALUES (2)")
+            .await?;
+        worker.wait_for_output("penstock-worker resnapshot public.a").await?;
+        if is_dropped {
+            rig.on_sink("DROP TABLE a").await?;
+        } else {
+            ensure!(rig.command(&["resnapshot", "public.a"])?.status.success());
+            worker.wait_for_output("ADD COLUMN \\\"chance\\\" double precision").await?;
+            rig.on_sink("ALTER TABLE a ADD COLUMN chance double precision").await?;
+        }
+        rig.wait_for("SELECT count(chance) FROM a", "2").await?;
+        rig.assert_equal(&["a"]).await?;
+    }
+    Ok(())
 }
