@@ -3,7 +3,7 @@
 use bytes::Bytes;
 
 use super::order::KeyOrder;
-use crate::change::table::SourceTable;
+use crate::change::table::{SourceTable, quote_identifier, quote_literal};
 use crate::change::{Relation, ReplicaIdentity, Row, Value};
 
 /// The key by whose ranges a table can be copied: the columns that name a row in the stream, if the order of all of
@@ -32,6 +32,21 @@ pub struct KeyColumn {
     pub type_sql: String,
     /// How its values are ordered.
     pub order: KeyOrder,
+}
+
+impl KeyColumn {
+    /// The columns' names, quoted, as SQL lists them.
+    pub fn names(key: &[Self]) -> String {
+        let names: Vec<String> = key.iter().map(|column| quote_identifier(&column.name)).collect();
+        names.join(", ")
+    }
+
+    /// Values of the columns, as SQL lists them; `texts` is what the server writes for them.
+    pub fn literals(key: &[Self], texts: &[String]) -> String {
+        let literal =
+            |(column, text): (&Self, &String)| format!("{}::{}", quote_literal(text), column.type_sql);
+        key.iter().zip(texts).map(literal).collect::<Vec<_>>().join(", ")
+    }
 }
 
 /// Values of a key's columns. Ordered as the source's index is.

@@ -26,7 +26,7 @@ use crate::change::{Lsn, RelationId};
 use crate::failure::Failure;
 use crate::incremental::{self, Copied};
 use crate::postgres::{End, classify};
-use crate::sink::{ChunkEnd, FirstCopy, Loader, Recorded, Sink, TableState};
+use crate::sink::{self, ChunkEnd, FirstCopy, Loader, Recorded, Sink, TableState};
 use crate::source::{self, Chunk, Durability, ExportedSnapshot, SlotName, TableCopy};
 
 /// How far each table of the shard is.
@@ -128,12 +128,11 @@ async fn begin_ranges(
         let names: Vec<String> = key.iter().map(|column| column.name.clone()).collect();
         let last = match states.get(&table.name) {
             Some(TableState::Incremental(progress)) if progress.key == names => progress.last.clone(),
-            Some(TableState::CutShort(progress))
-                if progress.key == names && is_as_recorded(&recorded, source, table) =>
+            Some(TableState::CutShort(sink::Progress { key: by, last: Some(last) }))
+                if *by == names && is_as_recorded(&recorded, source, table) =>
             {
-                let types: Vec<&str> = key.iter().map(|column| column.type_sql.as_str()).collect();
-                fenced.sink.keep_copied(&table.name, progress, &types).await?;
-                progress.last.clone()
+                fenced.sink.keep_copied(&table.name, &key, last).await?;
+                Some(last.clone())
             }
             _ => {
                 // Before anything is read: what is altered from here on is seen.

@@ -5,14 +5,14 @@ use tokio_postgres::{Error, GenericClient, Transaction};
 
 use super::assignment::take_fence_from;
 use super::catalogue::read_table;
-use super::ddl::column_list;
 use super::error::{failed, rows_refused};
 use super::run::Run;
 use super::{Sink, schema};
-use crate::change::table::{SourceTable, TableName, quote_literal};
+use crate::change::table::{SourceTable, TableName};
 use crate::change::{Checkpoint, Lsn};
 use crate::failpoint::{Point, reach};
 use crate::failure::Failure;
+use crate::incremental::KeyColumn;
 use crate::postgres::Session;
 
 /// How far a table is.
@@ -87,29 +87,23 @@ impl Sink {
         reach(Point::AfterTableEmptied)
     }
 
-    /// Keeps the rows of a [`CutShort`](TableState::CutShort) table up to the last key of `key`, as `types` has them in SQL;
-    /// the rest is copied in ranges of the key.
+    /// Keeps the rows of a [`CutShort`](TableState::CutShort) table up to the key `last`, as SQL literals; the rest is
+    /// copied in ranges of the key.
     pub async fn keep_copied(
         &mut self,
         table: &TableName,
-        progress: &Progress,
-        types: &[&str],
+        key: &[KeyColumn],
+        last: &[String],
     ) -> Result<(), Failure> {
         let sink = self.tables.sink_name(table);
         let doing = format!("removing rows of {sink} that are copied again");
-        let Progress { key, last: Some(last) } = progress else { return Ok(()) };
         let transaction = fenced_transaction(&mut self.session, &self.run, &doing).await?;
         let Some(found) = read_table(&transaction, &sink).await.map_err(|error| failed(&error, &doing))?
         else {
             return Err(self.run.lost());
         };
-        let values: Vec<String> = last
-            .iter()
-            .zip(types)
-            .map(|(value, type_sql)| format!("{}::{type_sql}", quote_literal(value)))
-            .collect();
-        let sql =
-            format!("DELETE FROM {} WHERE ({}) > ({})", found.only(), column_list(key), values.join(", "));
+        let (names, values) = (KeyColumn::names(key), KeyColumn::literals(key, last));
+        let sql = format!("DELETE FROM {} WHERE ({names}) > ({values})", found.only());
         let removed = transaction
             .execute(&sql, &[])
             .await
@@ -118,7 +112,7 @@ impl Sink {
                        updated_at = pg_catalog.now() \
                    WHERE uid = $1 AND source_schema = $2 AND source_table = $3 AND state = 'copying'";
         let updated = transaction
-            .execute(sql, &[&self.owner.uid, &table.schema, &table.name, last, &removed.cast_signed()])
+            .execute(sql, &[&self.owner.uid, &table.schema, &table.name, &last, &removed.cast_signed()])
             .await
             .map_err(|error| failed(&error, &doing))?;
         if updated != 1 {

@@ -10,7 +10,7 @@ use tokio_postgres::Client;
 
 use super::error::SourceError;
 use crate::change::RelationId;
-use crate::change::table::{quote_identifier, quote_literal};
+use crate::change::table::quote_identifier;
 use crate::change::travel::Format;
 use crate::incremental::KeyColumn;
 
@@ -129,7 +129,11 @@ impl Chunk {
                 let bounds = [(">", after), ("<=", up_to)];
                 let bounds = bounds.into_iter().filter_map(|(compared, text)| {
                     let text = text.as_ref()?;
-                    Some(format!("({}) {compared} ({})", names(key), values(key, text)))
+                    Some(format!(
+                        "({}) {compared} ({})",
+                        KeyColumn::names(key),
+                        KeyColumn::literals(key, text)
+                    ))
                 });
                 let bounds: Vec<String> = bounds.collect();
                 write!(sql, " WHERE {}", bounds.join(" AND "))
@@ -138,17 +142,6 @@ impl Chunk {
         let _infallible = write!(sql, ") TO STDOUT ({})", format.copy_options());
         sql
     }
-}
-
-fn names(key: &[KeyColumn]) -> String {
-    let names: Vec<String> = key.iter().map(|column| quote_identifier(&column.name)).collect();
-    names.join(", ")
-}
-
-fn values(key: &[KeyColumn], text: &KeyText) -> String {
-    let value =
-        |(column, text): (&KeyColumn, &String)| format!("{}::{}", quote_literal(text), column.type_sql);
-    key.iter().zip(text).map(value).collect::<Vec<_>>().join(", ")
 }
 
 /// The keys with which all chunks but the last end. None: there is one chunk, or the rows do not lie in the order of
@@ -168,7 +161,7 @@ pub(super) async fn key_ends(
         (100.0 * (chunks * PAGES_SAMPLED_PER_CHUNK).min(PAGES_SAMPLED_MAX) as f64 / pages as f64).min(100.0);
     let texts: Vec<String> =
         key.iter().map(|column| format!("{}::text", quote_identifier(&column.name))).collect();
-    let (names, texts) = (names(key), texts.join(", "));
+    let (names, texts) = (KeyColumn::names(key), texts.join(", "));
     let sql = format!(
         "WITH sample AS MATERIALIZED ( \
            SELECT {names}, (ctid::text::point)[0] AS page, row_number() OVER (ORDER BY {names}) AS place, \

@@ -357,17 +357,11 @@ fn from(table: &SourceTable) -> String {
 }
 
 fn copy_statement(request: &RangeRequest, relation: &Relation, rows: usize) -> String {
-    let list = |names: Vec<&String>| {
-        names.into_iter().map(|name| quote_identifier(name)).collect::<Vec<_>>().join(", ")
-    };
-    let columns = list(relation.columns.iter().map(|column| &column.name).collect());
-    let key = list(request.key.iter().map(|column| &column.name).collect());
-    let mut sql = format!("COPY (SELECT {columns} FROM {}", from(&request.table));
+    let columns: Vec<String> = relation.columns.iter().map(|column| quote_identifier(&column.name)).collect();
+    let key = KeyColumn::names(&request.key);
+    let mut sql = format!("COPY (SELECT {} FROM {}", columns.join(", "), from(&request.table));
     if let Some(after) = &request.after {
-        let literal =
-            |(column, text): (&KeyColumn, &String)| format!("{}::{}", quote_literal(text), column.type_sql);
-        let after: Vec<String> = request.key.iter().zip(after).map(literal).collect();
-        let _infallible = write!(sql, " WHERE ({key}) > ({})", after.join(", "));
+        let _infallible = write!(sql, " WHERE ({key}) > ({})", KeyColumn::literals(&request.key, after));
     }
     let _infallible = write!(sql, " ORDER BY {key} LIMIT {rows}) TO STDOUT (FORMAT binary)");
     sql
@@ -445,13 +439,8 @@ async fn literals(
 
 /// A key that was kept as SQL literals.
 pub async fn read_key(session: &Session, key: &[KeyColumn], literals: &[String]) -> Result<Key, SourceError> {
-    let list: Vec<String> = key
-        .iter()
-        .zip(literals)
-        .map(|(column, literal)| format!("{}::{}", quote_literal(literal), column.type_sql))
-        .collect();
     let row = session
-        .query_one(&format!("SELECT {}", list.join(", ")), &[])
+        .query_one(&format!("SELECT {}", KeyColumn::literals(key, literals)), &[])
         .await
         .map_err(|error| failed(&error))?;
     let values = (0..key.len())

@@ -6,6 +6,7 @@ use penstock_crds::report::Reason;
 use penstock_worker::change::Lsn;
 use penstock_worker::change::travel::Format;
 use penstock_worker::failure::Failure;
+use penstock_worker::incremental::{KeyColumn, KeyOrder};
 use penstock_worker::sink::{ChunkEnd, FirstCopy, Progress, Sink, TableState};
 
 use crate::support::*;
@@ -117,11 +118,12 @@ async fn of_a_load_that_was_cut_short_only_what_has_no_gap_before_it_is_kept() {
     loader.load_chunk(&t().name, &columns(), Format::Text, None, data).await.unwrap();
 
     let progress = Progress { key: key.to_vec(), last: Some(vec!["20".into()]) };
+    let columns = [KeyColumn { name: "id".into(), type_sql: "bigint".into(), order: KeyOrder::Signed }];
     assert_eq!(state_of_t(&mut sink).await, TableState::CutShort(progress.clone()));
-    sink.keep_copied(&t().name, &progress, &["bigint"]).await.unwrap();
+    sink.keep_copied(&t().name, &columns, &["20".to_owned()]).await.unwrap();
     assert_eq!(database.lines("SELECT id FROM t ORDER BY id").await, ["-7", "10", "20"]);
     assert_eq!(state_of_t(&mut sink).await, TableState::Incremental(progress.clone()));
-    assert_failed(sink.keep_copied(&t().name, &progress, &["bigint"]).await, Reason::Fenced);
+    assert_failed(sink.keep_copied(&t().name, &columns, &["20".to_owned()]).await, Reason::Fenced);
     let noted =
         "SELECT state, rows_copied, (SELECT count(*) FROM penstock.copied_chunk) FROM penstock.table_state";
     assert_eq!(database.lines(noted).await, ["incremental|3|0"]);
