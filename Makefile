@@ -28,6 +28,7 @@ demo-down: ## Remove all that `make demo` made
 .PHONY: images
 images: ## Build the images of operator and worker, and print their archives
 	@deploy/local/cluster setup
+	@deploy/keep-dates
 	@$(ENVIRONMENT) nice cargo build --locked --release -p penstock-operator -p penstock-worker
 	@$(ENVIRONMENT) deploy/local/cluster build-images operator worker
 

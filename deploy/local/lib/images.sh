@@ -61,7 +61,7 @@ rootfs_inputs() {
 }
 
 cargo_binary() {
-  local path=${CARGO_TARGET_DIR:-$CACHE/target}/release/penstock-$1
+  local path=$CARGO_TARGET_DIR/release/penstock-$1
   [[ -x $path ]] || die "$path is missing: run 'cargo build --release -p penstock-$1' with that target folder first"
   echo "$path"
 }

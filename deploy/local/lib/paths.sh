@@ -8,6 +8,8 @@ readonly STATES=${PENSTOCK_STATE:-/var/lib/penstock-local}
 LOCAL_DIR=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 REPOSITORY=$(cd "$LOCAL_DIR/../.." && pwd)
 readonly LOCAL_DIR REPOSITORY
+# shellcheck source=deploy/environment.sh
+source "$REPOSITORY/deploy/environment.sh"
 
 # Sets the variables of one cluster. Everything that belongs to it carries its name.
 select_cluster() {
