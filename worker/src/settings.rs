@@ -62,6 +62,11 @@ pub struct RunArguments {
         value_parser = clap::value_parser!(u64).range(1..=3600))]
     pub recheck_seconds: u64,
 
+    /// Seconds after which the position moves where there is nothing to apply, so that the source can free its log
+    #[arg(long, env = "PENSTOCK_IDLE_ADVANCE_SECONDS", value_name = "SECONDS", default_value_t = 10,
+        value_parser = clap::value_parser!(u64).range(1..=3600))]
+    pub idle_advance_seconds: u64,
+
     /// Address for /healthz, /readyz and /metrics, plain HTTP; not served without it
     #[arg(long, env = "PENSTOCK_HEALTH_ADDRESS", value_name = "ADDRESS:PORT")]
     pub health_address: Option<SocketAddr>,
@@ -107,6 +112,8 @@ pub struct Settings {
     pub state_dir: PathBuf,
     /// How often a worker that needs a person looks whether the cause is gone.
     pub recheck: Duration,
+    /// After how long the position moves where there is nothing to apply.
+    pub idle_advance: Duration,
 }
 
 impl Pipeline {
@@ -175,6 +182,7 @@ impl Settings {
             shard: arguments.shard,
             state_dir,
             recheck: Duration::from_secs(arguments.recheck_seconds),
+            idle_advance: Duration::from_secs(arguments.idle_advance_seconds),
         })
     }
 }

@@ -30,9 +30,6 @@ use crate::source::{Frame, Reader, WATERMARK_PREFIX};
 use crate::status::Status;
 use penstock_crds::report::Reason;
 
-/// How often the position moves while there is nothing to apply, so that the source can free its log.
-const IDLE_ADVANCE_EVERY: Duration = Duration::from_secs(10);
-
 /// A batch is written at the latest when this many times its byte bound went into it.
 const TAKEN_TO_KEPT_MAX: usize = 4;
 
@@ -46,6 +43,7 @@ pub(super) struct Applier<'a> {
     pub(super) tables: FollowedTables,
     pub(super) relations: HashMap<RelationId, Described>,
     max_delay: Duration,
+    idle_advance: Duration,
     max_rows: u64,
     /// Bytes of changes that went into the batch since it was written, coalesced ones included.
     taken_bytes: usize,
@@ -99,12 +97,12 @@ struct Transaction {
     barriers: Vec<Bytes>,
 }
 
-/// Bounds of a batch, from the manifest.
-#[expect(clippy::struct_field_names, reason = "the manifest's words")]
+/// When a batch is written: the manifest's bounds, and for one without changes the worker's own.
 pub(super) struct Bounds {
     pub(super) max_rows: u32,
     pub(super) max_bytes: u32,
     pub(super) max_delay: Duration,
+    pub(super) idle_advance: Duration,
 }
 
 /// What the changes come from and go to.
@@ -138,6 +136,7 @@ impl<'a> Applier<'a> {
             tables,
             relations: HashMap::new(),
             max_delay: bounds.max_delay,
+            idle_advance: bounds.idle_advance,
             max_rows: u64::from(bounds.max_rows),
             taken_bytes: 0,
             max_taken_bytes: TAKEN_TO_KEPT_MAX.saturating_mul(bounds.max_bytes as usize),
@@ -167,7 +166,7 @@ impl<'a> Applier<'a> {
             if pending.changes > 0 {
                 pending.since + self.max_delay
             } else {
-                self.last_commit + IDLE_ADVANCE_EVERY
+                self.last_commit + self.idle_advance
             }
         })
     }

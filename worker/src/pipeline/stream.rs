@@ -45,6 +45,7 @@ pub(super) async fn stream(context: Context<'_>, ready: Ready) -> Result<(), Fai
         max_rows: batch.max_rows,
         max_bytes: batch.max_bytes,
         max_delay: Duration::from_millis(u64::from(batch.max_delay_ms)),
+        idle_advance: settings.idle_advance,
     };
     let (status, metrics) = (context.status, context.metrics);
     let ends =
