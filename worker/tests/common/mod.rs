@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
-use penstock_e2e::postgres::{Server, Version};
+use penstock_e2e::postgres::{Client, Server, Version};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -17,6 +17,10 @@ use tempfile::TempDir;
 pub const PASSWORD: &str = "hunter2-never-log-me";
 /// Database at both ends, and name of the pipeline, of a rig with servers of its own.
 pub const DATABASE: &str = "shop";
+/// What is shown of the worker's output when something is not as expected.
+const TAIL_LINES: usize = 30;
+/// Between two looks at what is waited for.
+const POLL: Duration = Duration::from_millis(50);
 
 /// A source, a sink, a manifest, and folders.
 pub struct Rig {
@@ -122,19 +126,31 @@ impl Rig {
     pub async fn wait_for(&self, query: &str, expected: &str) -> Result<()> {
         let began = Instant::now();
         let mut seen = String::new();
+        // A connection for every look would cost more than what is looked at.
+        let mut connection = None;
         while began.elapsed() < Duration::from_mins(1) {
-            seen = self.sink_value(query).await.unwrap_or_else(|error| format!("{error:#}"));
+            seen = self.look(&mut connection, query).await.unwrap_or_else(|error| format!("{error:#}"));
             if seen == expected {
                 return Ok(());
             }
-            tokio::time::sleep(Duration::from_millis(50)).await;
+            tokio::time::sleep(POLL).await;
         }
         let output = std::fs::read_to_string(self.state_dir(0).with_extension("log")).unwrap_or_default();
-        let tail = output.len().saturating_sub(4000);
         bail!(
             "{query}: expected {expected}, last seen {seen}\n--- the worker's last output\n{}",
-            &output[tail..]
+            tail_of(&output)
         )
+    }
+
+    /// A connection on which something failed is not used again.
+    async fn look(&self, connection: &mut Option<Client>, query: &str) -> Result<String> {
+        let sink = match connection.take() {
+            Some(sink) => sink,
+            None => self.sink.connect(&self.database).await?,
+        };
+        let seen = sink.value(query).await?;
+        *connection = Some(sink);
+        Ok(seen)
     }
 
     /// Waits until all rows are copied and the sink's checkpoint is at or past the source's present end of log.
@@ -212,6 +228,8 @@ impl Worker {
             .args([
                 "--recheck-seconds",
                 "1",
+                "--idle-advance-seconds",
+                "1",
                 "--shard",
                 &shard.to_string(),
                 "--log",
@@ -283,19 +301,21 @@ impl Worker {
 
     pub async fn wait_for_output_within(&self, text: &str, patience: Duration) -> Result<()> {
         let began = Instant::now();
+        let (mut file, mut output) = (File::open(&self.output)?, Vec::new());
         while began.elapsed() < patience {
-            if self.output()?.contains(text) {
+            let from = output.len().saturating_sub(text.len());
+            file.read_to_end(&mut output)?;
+            if String::from_utf8_lossy(&output[from..]).contains(text) {
                 return Ok(());
             }
-            tokio::time::sleep(Duration::from_millis(50)).await;
+            tokio::time::sleep(POLL).await;
         }
         bail!("`{text}` was not printed; {}", self.tail()?)
     }
 
     /// The last of the output.
     pub fn tail(&self) -> Result<String> {
-        let output = self.output()?;
-        Ok(format!("the last of its output:\n{}", &output[output.len().saturating_sub(4000)..]))
+        Ok(format!("the last of its output:\n{}", tail_of(&self.output()?)))
     }
 
     /// The most memory it ever held, in MiB.
@@ -316,4 +336,11 @@ impl Drop for Worker {
             eprintln!("--- the worker's last output\n{}", &output[output.len().saturating_sub(6000)..]);
         }
     }
+}
+
+/// The last lines; those of failpoints that the worker came by would be all of them.
+fn tail_of(output: &str) -> String {
+    let lines: Vec<&str> =
+        output.lines().filter(|line| !line.contains("\"message\":\"failpoint\"")).collect();
+    lines[lines.len().saturating_sub(TAIL_LINES)..].join("\n")
 }

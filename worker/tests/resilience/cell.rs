@@ -10,7 +10,6 @@ use penstock_e2e::checker::{self, TablePair};
 use penstock_e2e::postgres::{Server, Version};
 use penstock_worker::failpoint::Point;
 use serde_json::Value;
-use tokio::sync::OnceCell;
 
 use crate::common::Rig;
 use crate::order;
@@ -32,27 +31,39 @@ pub(crate) struct Cell {
     output_from: usize,
 }
 
-static SERVERS: OnceCell<(Arc<Server>, Arc<Server>)> = OnceCell::const_new();
 static CELLS: AtomicU32 = AtomicU32::new(0);
 
-/// The servers that all cells share; their watchdogs end them with the process.
-pub(crate) async fn servers() -> Result<(Arc<Server>, Arc<Server>)> {
-    let start = async || {
+/// A source and a sink for the cells of one scenario. Every reader of a source decodes what all its databases write, so
+/// more cells on one pair would be slower together than one after the other.
+#[derive(Clone)]
+pub(crate) struct Servers {
+    source: Arc<Server>,
+    sink: Arc<Server>,
+}
+
+impl Servers {
+    pub(crate) async fn start() -> Result<Self> {
         let source = Server::builder(Version::V15)
             .setting("max_replication_slots", "60")
             .setting("max_wal_senders", "60")
             .setting("wal_sender_timeout", "10s");
-        anyhow::Ok((Arc::new(source.start().await?), Arc::new(Server::start(Version::V15).await?)))
-    };
-    SERVERS.get_or_try_init(start).await.cloned()
+        Ok(Self {
+            source: Arc::new(source.start().await?),
+            sink: Arc::new(Server::start(Version::V15).await?),
+        })
+    }
+
+    /// A pipeline between databases of its own.
+    pub(crate) async fn rig(&self, name: &str, tables: &[&str]) -> Result<Rig> {
+        Rig::on(self.source.clone(), self.sink.clone(), name, tables).await
+    }
 }
 
 impl Cell {
     /// Everything up to the moment before the worker that may die is started.
-    pub(crate) async fn prepare(scenario: Scenario) -> Result<Self> {
-        let (source, sink) = servers().await?;
+    pub(crate) async fn prepare(scenario: Scenario, servers: &Servers) -> Result<Self> {
         let name = format!("cell-{}", CELLS.fetch_add(1, Ordering::Relaxed));
-        let mut rig = Rig::on(source, sink, &name, &[]).await?;
+        let mut rig = servers.rig(&name, &[]).await?;
         scenario.prepare(&mut rig).await?;
         let mut output_from = 0;
         if scenario.begins_with_a_copy() {
@@ -93,7 +104,11 @@ impl Cell {
         let pairs: Vec<TablePair> = scenario.tables().iter().map(|table| TablePair::same(*table)).collect();
         let (source, sink) =
             (rig.source.connect(&rig.database).await?, rig.sink.connect(&rig.database).await?);
-        checker::wait_until_equal(&source, &sink, &pairs, PATIENCE).await?;
+        let equal = async {
+            rig.wait_until_caught_up().await?;
+            checker::wait_until_equal(&source, &sink, &pairs, PATIENCE).await
+        };
+        equal.await.with_context(|| worker.tail().unwrap_or_default())?;
         let output = worker.output()?;
         let counted = witness.changes_after(&rig, &slot_begins(&output)?).await?;
         let sequence: i64 = rig.sink_value("SELECT sequence FROM penstock.checkpoint").await?.parse()?;
@@ -120,7 +135,7 @@ fn slot_begins(output: &str) -> Result<String> {
 }
 
 /// The servers have room for the slots of a few cells.
-pub(crate) async fn tidy_up(rig: &Rig) -> Result<()> {
+async fn tidy_up(rig: &Rig) -> Result<()> {
     let slots = "SELECT pg_terminate_backend(active_pid) FROM pg_replication_slots WHERE database = current_database()";
     let drop_slots = "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE database = current_database()";
     let mut dropped = Err(anyhow::anyhow!("not tried"));
@@ -143,17 +158,28 @@ pub(crate) async fn tidy_up(rig: &Rig) -> Result<()> {
 #[derive(Debug)]
 pub(crate) struct Reached {
     times: BTreeMap<String, u32>,
+    /// The most that one commit held.
+    pub(crate) statements_in_a_commit: u32,
     pub(crate) failures: usize,
 }
 
 impl Reached {
     fn read(output: &str) -> Self {
         let mut times = BTreeMap::new();
+        let (mut statements, mut statements_in_a_commit) = (0, 0);
         let lines = output.lines().filter_map(|line| serde_json::from_str(line).ok());
         for line in lines.filter(|line: &Value| line["message"] == "failpoint") {
-            *times.entry(line["failpoint"].as_str().unwrap_or_default().to_owned()).or_default() += 1;
+            let point = line["failpoint"].as_str().unwrap_or_default();
+            match point {
+                "AfterSinkStatement" => statements += 1,
+                "AfterSinkCommit" => {
+                    statements_in_a_commit = statements_in_a_commit.max(std::mem::take(&mut statements));
+                }
+                _ => {}
+            }
+            *times.entry(point.to_owned()).or_default() += 1;
         }
-        Self { times, failures: output.matches("says: error").count() }
+        Self { times, statements_in_a_commit, failures: output.matches("says: error").count() }
     }
 
     pub(crate) fn times(&self, point: Point) -> u32 {

@@ -7,7 +7,7 @@ use anyhow::{Context as _, Result, ensure};
 use penstock_worker::failpoint::Point;
 use rusqlite::{Connection, OptionalExtension as _};
 
-use crate::cell::{PATIENCE, STREAMING, servers, tidy_up};
+use crate::cell::{PATIENCE, STREAMING, Servers};
 use crate::common::Rig;
 
 const SLOT_STANDS_AT: &str =
@@ -17,8 +17,7 @@ const SLOT_STANDS_AT: &str =
 /// The second write of a worker to its volume is that of the first batch; the first is that of its start.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_source_hears_of_a_commit_only_after_the_volume_has_it() -> Result<()> {
-    let (source, sink) = servers().await?;
-    let rig = Rig::on(source, sink, "order", &["public.things"]).await?;
+    let rig = Servers::start().await?.rig("order", &["public.things"]).await?;
     rig.on_source("CREATE TABLE things (id int PRIMARY KEY)").await?;
     let go_on = rig.state_dir(0).with_extension("go-on");
     let mut worker = rig.start_with_failpoints(&format!(
@@ -48,7 +47,7 @@ async fn the_source_hears_of_a_commit_only_after_the_volume_has_it() -> Result<(
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
     drop(again);
-    tidy_up(&rig).await
+    Ok(())
 }
 
 /// Each of its status messages says what may be thrown away; one that was sent from now on has arrived.

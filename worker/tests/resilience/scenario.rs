@@ -76,8 +76,10 @@ const DDL: &str = "
         END IF;
     END $$;";
 
-/// Between two transactions of the load.
-const PAUSE: Duration = Duration::from_millis(5);
+/// Between two transactions of the load. Every reader of a source decodes what all cells on it write, so a load that
+/// knows no pause starves them all.
+const PAUSE: Duration = Duration::from_millis(50);
+const PAUSE_AFTER_LARGE: Duration = Duration::from_millis(200);
 
 impl Scenario {
     /// Makes the source's tables, and the manifest of before.
@@ -161,6 +163,10 @@ impl Scenario {
         }
     }
 
+    fn pause(self) -> Duration {
+        if self == Self::LargeTransaction { PAUSE_AFTER_LARGE } else { PAUSE }
+    }
+
     fn step(self) -> String {
         match self {
             Self::Snapshot | Self::Streaming => STEP.to_owned(),
@@ -181,7 +187,7 @@ impl Load {
     /// Writes until it is stopped.
     pub(crate) fn start(scenario: Scenario, client: Client) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
-        let task = tokio::spawn(write(scenario.step(), client, stop.clone()));
+        let task = tokio::spawn(write(scenario.step(), scenario.pause(), client, stop.clone()));
         Self { stop, task }
     }
 
@@ -191,10 +197,10 @@ impl Load {
     }
 }
 
-async fn write(transaction: String, client: Client, stop: Arc<AtomicBool>) -> Result<()> {
+async fn write(transaction: String, pause: Duration, client: Client, stop: Arc<AtomicBool>) -> Result<()> {
     while !stop.load(Ordering::Relaxed) {
         client.run(&transaction).await?;
-        tokio::time::sleep(PAUSE).await;
+        tokio::time::sleep(pause).await;
     }
     Ok(())
 }
