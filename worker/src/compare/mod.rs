@@ -12,6 +12,7 @@ mod changes;
 mod pairs;
 mod side;
 mod subject;
+mod summary;
 mod sums;
 mod table;
 mod verdict;
