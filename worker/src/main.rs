@@ -216,13 +216,24 @@ async fn try_to_compare(arguments: &CompareArguments, log: Option<String>) -> an
         has_values: arguments.values,
         sessions: usize::from(arguments.parallelism),
         patience: Duration::from_secs(arguments.timeout),
+        stop: CancellationToken::new(),
     };
-    let found = Box::pin(compare::compare(&pipeline, &request)).await?;
+    tokio::spawn(stop_on_signal(request.stop.clone()));
+    let found = tokio::select! {
+        found = Box::pin(compare::compare(&pipeline, &request)) => found?,
+        () = abandoned(&request.stop) => anyhow::bail!("The comparison was asked to stop"),
+    };
     match arguments.format {
         OutputFormat::Text => println!("{found}"),
         OutputFormat::Json => println!("{}", serde_json::to_string_pretty(&found)?),
     }
     Ok(found)
+}
+
+/// Everything but a slot that the server still makes goes with the connections; that one gets some time to be ended.
+async fn abandoned(stop: &CancellationToken) {
+    stop.cancelled().await;
+    tokio::time::sleep(Duration::from_secs(3)).await;
 }
 
 /// Writes the termination message, also of a comparison that could not be made. The file is there already, and kept

@@ -34,8 +34,8 @@ pub(super) struct Comparison<'a> {
     pub(super) last: Option<LastComparison>,
     /// The last one speaks of the spec as it is now.
     is_current: bool,
-    /// One is asked for, and cannot begin yet.
-    is_waiting: bool,
+    /// One is asked for.
+    is_due: bool,
     /// The one that is under way.
     running: Option<&'a ComparisonJob>,
 }
@@ -53,8 +53,7 @@ pub(super) fn comparison<'a>(world: &'a World, stage: &Stage<'_>) -> Result<Comp
     let is_due = token.is_some() || is_scheduled(world, last.as_ref(), &spec);
     // 3. Can it begin?
     let is_idle = world.comparisons.iter().all(|job| is_over(world, job));
-    let is_waiting = is_due && is_idle && !is_ready(stage);
-    if is_due && is_idle && !is_waiting {
+    if is_due && is_idle && is_ready(stage) {
         let name = next_name(world, &spec, token);
         if let Some(refusal) = &world.comparison_refused {
             let job = Attempt { name: &name, revision: &revision.name.0, spec: &spec, token };
@@ -68,8 +67,10 @@ pub(super) fn comparison<'a>(world: &'a World, stage: &Stage<'_>) -> Result<Comp
         }
     }
     let is_current = last.as_ref().is_some_and(|last| last.spec == spec);
-    let running = world.comparisons.iter().find(|job| !job.is_deleting && is_under_way(job));
-    Ok(Comparison { steps, last, is_current, is_waiting, running })
+    let is_running =
+        |job: &&ComparisonJob| !job.is_deleting && is_under_way(job) && !is_of_no_use(world, job, &spec);
+    let running = world.comparisons.iter().find(is_running);
+    Ok(Comparison { steps, last, is_current, is_due, running })
 }
 
 impl Comparison<'_> {
@@ -91,7 +92,7 @@ impl Comparison<'_> {
     }
 
     fn unknown(&self, pipeline: &str) -> (Truth, OperatorReason, String) {
-        let next = if self.is_waiting {
+        let next = if self.is_due {
             "The next comparison begins when every change is applied and all rows are copied".to_owned()
         } else {
             format!(
@@ -177,18 +178,12 @@ fn named(result: &ComparisonResult) -> String {
     format!("{}{more}", named.join(", "))
 }
 
-/// Records what the newest Job came to, if it is of the spec as it is now. Removes what is of no use: a Job of an older
-/// spec or of a paused pipeline, and one that was given up.
+/// Records what the newest Job came to, and removes what is of no use.
 fn settle(world: &World, spec: &str) -> (Option<LastComparison>, Vec<Step>) {
     let mut last = recorded(world).cloned();
     let mut steps = Vec::new();
     for job in world.comparisons.iter().filter(|job| !job.is_deleting) {
-        let is_of_no_use = if is_recorded(world, job) {
-            is_under_way(job)
-        } else {
-            world.pipeline.spec.paused || job.spec != spec || (is_under_way(job) && !is_newest(world, job))
-        };
-        if is_of_no_use {
+        if is_of_no_use(world, job, spec) {
             steps.push(delete(job));
         } else if is_newest(world, job)
             && !is_recorded(world, job)
@@ -206,6 +201,15 @@ fn settle(world: &World, spec: &str) -> (Option<LastComparison>, Vec<Step>) {
         }
     }
     (last, steps)
+}
+
+/// A Job of another spec, one that runs although the pipeline is paused, and one that was given up.
+fn is_of_no_use(world: &World, job: &ComparisonJob, spec: &str) -> bool {
+    let is_under_way = is_under_way(job);
+    if is_recorded(world, job) {
+        return is_under_way;
+    }
+    job.spec != spec || (is_under_way && (world.pipeline.spec.paused || !is_newest(world, job)))
 }
 
 /// What a Job came to, and when; absent while it may still come to something.

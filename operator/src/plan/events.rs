@@ -119,9 +119,9 @@ impl PlannedEvent {
         if verdict == ComparisonVerdict::Equal && before == Some(verdict) {
             return None;
         }
-        let position = record.result.position.as_ref().map(|at| format!(", at {at}")).unwrap_or_default();
-        let note =
-            format!("Compared with the source{position}. {}", comparison::sentence(world.name(), record));
+        let position = record.result.position.as_ref();
+        let position = position.map(|at| format!("At {at} of the source's log: ")).unwrap_or_default();
+        let note = format!("{position}{}", comparison::sentence(world.name(), record));
         Some(Self { kind, ..Self::once(reason, "Compare", &record.job, note) })
     }
 

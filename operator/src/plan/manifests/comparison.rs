@@ -37,8 +37,8 @@ pub(crate) fn comparison_job(
     container.resources.get_or_insert_with(default_resources);
     let mut pod = pod_spec(world, revision, container);
     pod.restart_policy = Some("Never".into());
-    // It has nothing to finish: its slot and its snapshots go with its connections.
-    pod.termination_grace_period_seconds = Some(1);
+    // It has nothing to finish: its snapshots go with its connections, and a slot that is not made yet is ended.
+    pod.termination_grace_period_seconds = Some(10);
 
     let mut metadata = metadata(world, name.to_owned(), Component::Comparison, Some(&revision.name));
     let mut annotations = BTreeMap::from([(ANNOTATION_SPEC.to_owned(), compared_spec(world, revision)?)]);
