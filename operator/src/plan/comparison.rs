@@ -99,16 +99,12 @@ impl Comparison<'_> {
                 "kubectl annotate cdc {pipeline} --overwrite {ANNOTATION_COMPARE_SOURCE}=TOKEN begins one; spec.sourceComparison.interval repeats it"
             )
         };
-        match self.last {
-            Some(_) => {
-                let message = format!("The last comparison was of the spec as it was before. {next}");
-                (Truth::Unknown, OperatorReason::ComparisonOutdated, message)
-            }
-            None => {
-                let message = format!("The sink was not compared with the source yet. {next}");
-                (Truth::Unknown, OperatorReason::NeverCompared, message)
-            }
-        }
+        let (reason, known) = if self.last.is_some() {
+            (OperatorReason::ComparisonOutdated, "The last comparison was of the spec as it was before")
+        } else {
+            (OperatorReason::NeverCompared, "The sink was not compared with the source yet")
+        };
+        (Truth::Unknown, reason, format!("{known}. {next}"))
     }
 }
 
