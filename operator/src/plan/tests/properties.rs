@@ -85,47 +85,62 @@ fn progress() -> impl Strategy<Value = ComparisonProgress> {
     ]
 }
 
+/// What is asked for, what the API server says, and Jobs of the spec as it is now or was before.
+#[derive(Clone, Debug)]
+struct Comparisons {
+    is_asked: bool,
+    is_scheduled: bool,
+    is_refused: bool,
+    jobs: Vec<AnyJob>,
+}
+
+#[derive(Clone, Debug)]
+struct AnyJob {
+    progress: ComparisonProgress,
+    is_deleting: bool,
+    is_current: bool,
+    age: i64,
+}
+
 prop_compose! {
-    /// What is asked for, what the API server says, and Jobs of the spec as it is now or was before.
+    fn any_job()(progress in progress(), is_deleting: bool, is_current: bool, age in 0_i64..600) -> AnyJob {
+        AnyJob { progress, is_deleting, is_current, age }
+    }
+}
+
+prop_compose! {
     fn comparisons()(
         is_asked: bool,
         is_scheduled: bool,
         is_refused in prop::bool::weighted(0.2),
-        jobs in prop::collection::vec((progress(), any::<bool>(), any::<bool>(), 0_i64..600), 0..3),
-    ) -> (bool, bool, bool, Vec<(ComparisonProgress, bool, bool, i64)>) {
-        (is_asked, is_scheduled, is_refused, jobs)
+        jobs in prop::collection::vec(any_job(), 0..3),
+    ) -> Comparisons {
+        Comparisons { is_asked, is_scheduled, is_refused, jobs }
     }
 }
 
-fn with_comparisons(
-    mut world: World,
-    (is_asked, is_scheduled, is_refused, jobs): (
-        bool,
-        bool,
-        bool,
-        Vec<(ComparisonProgress, bool, bool, i64)>,
-    ),
-) -> World {
-    if is_asked {
+fn with_comparisons(mut world: World, given: Comparisons) -> World {
+    if given.is_asked {
         let annotations = [(ANNOTATION_COMPARE_SOURCE.to_owned(), "t-1".to_owned())];
         world.pipeline.metadata.annotations = Some(annotations.into());
     }
-    world.pipeline.spec.source_comparison.interval = is_scheduled.then(|| "24h".into());
-    world.comparison_refused = is_refused.then(|| "quota".into());
+    world.pipeline.spec.source_comparison.interval = given.is_scheduled.then(|| "24h".into());
+    world.comparison_refused = given.is_refused.then(|| "quota".into());
     let Some(revision) = world.revisions.first() else { return world };
     let spec = compared_spec(&world, revision).unwrap();
-    world.comparisons = jobs
+    world.comparisons = given
+        .jobs
         .into_iter()
         .enumerate()
-        .map(|(index, (progress, is_deleting, is_current, age))| ComparisonJob {
+        .map(|(index, job)| ComparisonJob {
             name: format!("inventory-compare-{index}"),
             uid: format!("comparison-{index}"),
             revision: revision.name.clone(),
-            spec: if is_current { spec.clone() } else { "another".into() },
-            token: is_asked.then(|| "t-1".into()),
-            created: world.now - jiff::SignedDuration::from_secs(age),
-            is_deleting,
-            progress,
+            spec: if job.is_current { spec.clone() } else { "another".into() },
+            token: given.is_asked.then(|| "t-1".into()),
+            created: world.now - jiff::SignedDuration::from_secs(job.age),
+            is_deleting: job.is_deleting,
+            progress: job.progress,
         })
         .collect();
     world
