@@ -20,6 +20,8 @@ pub enum ConditionType {
     SinkReachable,
     /// The rows that were there before are copied, all tables.
     SnapshotComplete,
+    /// Every row of the sink was as the source's when they were compared last, with the spec as it is now.
+    SourceMatches,
 }
 
 impl fmt::Display for ConditionType {
@@ -113,4 +115,16 @@ pub enum OperatorReason {
     WorkerCrashing,
     /// The worker's container cannot be made.
     ContainerFailed,
+    /// The comparison found every row the same.
+    Equal,
+    /// The comparison found rows that differ.
+    Different,
+    /// Nobody has compared sink and source yet.
+    NeverCompared,
+    /// They are being compared.
+    Comparing,
+    /// They could not be compared.
+    ComparisonFailed,
+    /// The last comparison was of the spec as it was before.
+    ComparisonOutdated,
 }

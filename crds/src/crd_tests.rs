@@ -149,6 +149,7 @@ fn an_edit_that_loses_nothing_is_taken() {
     new["spec"]["worker"]["image"] = json!("worker:2");
     new["spec"]["paused"] = json!(true);
     new["spec"]["deletionPolicy"] = json!("Delete");
+    new["spec"]["sourceComparison"] = json!({"interval": "1h30m", "timeout": "20m"});
     Validator::new().validate(&schema, &new, Some(&old)).unwrap();
 }
 
@@ -164,7 +165,7 @@ fn people_and_tools_find_what_they_expect() {
         .iter()
         .filter_map(|column| column["name"].as_str())
         .collect();
-    assert_eq!(columns, ["Phase", "Stable", "Lag", "Ready", "Reason", "Age"]);
+    assert_eq!(columns, ["Phase", "Stable", "Lag", "Ready", "Reason", "Matches", "Age"]);
     assert_eq!(version["subresources"]["status"], json!({}));
     assert_eq!(version["subresources"]["scale"]["specReplicasPath"], ".spec.worker.shards");
 }

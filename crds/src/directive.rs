@@ -10,6 +10,12 @@ use crate::table_pattern::TablePattern;
 /// The longest token.
 const TOKEN_BYTES_MAX: usize = 63;
 
+/// Whether a text can be the token of an annotation.
+pub fn is_token(text: &str) -> bool {
+    let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"._-".contains(&byte);
+    (1..=TOKEN_BYTES_MAX).contains(&text.len()) && text.bytes().all(is_plain)
+}
+
 /// The body of `PUT /v1/directive`. Fields that a worker does not know are for later ones.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -50,8 +56,7 @@ impl FromStr for Resnapshot {
         let (token, tables) =
             text.split_once(':').ok_or_else(|| invalid("there is no colon in it".into()))?;
         let token = token.trim();
-        let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"._-".contains(&byte);
-        if !(1..=TOKEN_BYTES_MAX).contains(&token.len()) || !token.bytes().all(is_plain) {
+        if !is_token(token) {
             let problem =
                 "the token before the colon has 1 to 63 letters, digits, dots, dashes and underscores";
             return Err(invalid(problem.into()));

@@ -4,6 +4,7 @@
 // The derive of kube repeats each type inside a function, where `pub` reaches nobody.
 #![allow(unreachable_pub)]
 
+pub mod comparison;
 pub mod conditions;
 pub mod connection;
 pub mod crd;

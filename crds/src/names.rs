@@ -20,6 +20,9 @@ pub const ANNOTATION_ADOPT: &str = "penstock.dev/adopt";
 /// Annotation a user sets: tables to be copied again, once per token, as `TOKEN:TABLE,TABLE`.
 pub const ANNOTATION_RESNAPSHOT: &str = "penstock.dev/resnapshot";
 
+/// Annotation a user sets: the sink is compared with the source, once per token, as `TOKEN`.
+pub const ANNOTATION_COMPARE_SOURCE: &str = "penstock.dev/compare-source";
+
 /// Container port of `/healthz`, `/readyz` and `/metrics`, plain HTTP.
 pub const PORT_HEALTH: u16 = 8080;
 /// Container port of `/v1/report` and `/v1/directive`, TLS with a bearer token.

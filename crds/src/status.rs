@@ -5,6 +5,8 @@ use kube::KubeSchema;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::comparison::LastComparison;
+
 /// What the operator observed last.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
@@ -46,7 +48,11 @@ pub struct CdcPipelineStatus {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub publication: Option<String>,
 
-    /// `Ready`, `Reconciling`, `Stalled`, `SourceReachable`, `SinkReachable`, `SnapshotComplete`.
+    /// The last comparison with the source.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub source_comparison: Option<LastComparison>,
+
+    /// `Ready`, `Reconciling`, `Stalled`, `SourceReachable`, `SinkReachable`, `SnapshotComplete`, `SourceMatches`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["type"]))]
     pub conditions: Vec<Condition>,

@@ -15,7 +15,7 @@ use tracing::Instrument as _;
 
 use crate::apply::{Applier, ApplyError, Publisher};
 use crate::metrics::{Metrics, Outcome};
-use crate::observe::{Caches, ObserveError, Observer};
+use crate::observe::{Caches, ObserveError, Observer, Refusals};
 use crate::plan::{Plan, PlanError, Step, plan, unobserved};
 
 /// Longest pause after an error.
@@ -35,8 +35,8 @@ struct Context {
 /// What is remembered of a pipeline between two passes. Losing it costs nothing but a message.
 #[derive(Clone, Debug, Default)]
 struct Memory {
-    /// What the API server said when it refused an object.
-    refused: Option<String>,
+    /// What the API server said when it refused something.
+    refusals: Refusals,
     /// Errors since the last success.
     errors: u32,
     /// Observations that failed, in a row.
@@ -129,7 +129,7 @@ async fn pass(stored: Arc<Stored>, context: Arc<Context>) -> Result<Action, Pass
 async fn reconcile(pipeline: &CdcPipeline, context: &Context) -> Result<Action, PassError> {
     let uid = pipeline.uid().unwrap_or_default();
     // 1. What is?
-    let observed = context.observer.observe(pipeline, context.memory(&uid).refused).await;
+    let observed = context.observer.observe(pipeline, context.memory(&uid).refusals).await;
     if let Err(error) = &observed {
         context.unseen(&uid, pipeline, error).await;
     }
@@ -142,6 +142,7 @@ async fn reconcile(pipeline: &CdcPipeline, context: &Context) -> Result<Action, 
     let applied = context.applier.carry_out(&observed, &plan).await;
     // 4. What will the next pass want to know of this one?
     context.metrics.show(&observed.world, phase(&plan), is_ready(&plan));
+    context.metrics.show_comparison(&observed.world, plan.status.as_ref());
     context.remember(&uid, &plan, &applied);
     applied?;
     if plan.leaves_something_behind() {
@@ -207,7 +208,10 @@ impl Context {
         let memory = memories.entry(uid.to_owned()).or_default();
         match applied {
             Ok(()) => *memory = Memory::default(),
-            Err(error) => memory.refused = error.refusal(),
+            Err(error) => {
+                memory.refusals =
+                    Refusals { object: error.refusal(), comparison: error.refusal_of_comparison() };
+            }
         }
     }
 

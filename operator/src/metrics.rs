@@ -6,6 +6,8 @@ use std::sync::Mutex;
 use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
+use penstock_crds::CdcPipelineStatus;
+use penstock_crds::conditions::ConditionType;
 use penstock_crds::status::Phase;
 use prometheus_client::encoding::text::encode;
 use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue, LabelValueEncoder};
@@ -29,6 +31,8 @@ pub struct Metrics {
     silent: Family<PipelineLabels, Counter>,
     pipelines: Family<PhaseLabels, Gauge>,
     ready: Family<PipelineLabels, Gauge>,
+    source_matches: Family<PipelineLabels, Gauge>,
+    source_compared: Family<PipelineLabels, Gauge>,
     lag_bytes: Family<ShardLabels, Gauge<f64, AtomicU64>>,
     lag_seconds: Family<ShardLabels, Gauge<f64, AtomicU64>>,
     rows_copied: Family<ShardLabels, Gauge>,
@@ -97,6 +101,8 @@ impl Default for Metrics {
             silent: Family::default(),
             pipelines: Family::default(),
             ready: Family::default(),
+            source_matches: Family::default(),
+            source_compared: Family::default(),
             lag_bytes: Family::default(),
             lag_seconds: Family::default(),
             rows_copied: Family::default(),
@@ -138,6 +144,17 @@ impl Metrics {
         operator.register("pipelines", "Pipelines by phase", self.pipelines.clone());
         let pipeline = self.registry.sub_registry_with_prefix("penstock_pipeline");
         pipeline.register("ready", "1 if every change is being applied", self.ready.clone());
+        pipeline.register(
+            "source_matches",
+            "1 if the sink was equal to the source when they were compared last, 0 if it was not, -1 if nobody knows",
+            self.source_matches.clone(),
+        );
+        pipeline.register_with_unit(
+            "source_compared_timestamp",
+            "When the last comparison of sink and source ended, as a Unix time",
+            Unit::Seconds,
+            self.source_compared.clone(),
+        );
         pipeline.register_with_unit(
             "lag",
             "Write-ahead log that is not yet durable in the sink, as the worker reports it",
@@ -233,11 +250,30 @@ impl Metrics {
         }
     }
 
+    /// What is known of a pipeline's sink and its source.
+    pub(crate) fn show_comparison(&self, world: &World, status: Option<&CdcPipelineStatus>) {
+        let Some(status) = status else { return };
+        let pipeline =
+            PipelineLabels { namespace: world.namespace().to_owned(), pipeline: world.name().to_owned() };
+        let kind = ConditionType::SourceMatches.to_string();
+        let matches = status.conditions.iter().find(|condition| condition.type_ == kind);
+        let value = match matches.map(|condition| condition.status.as_str()) {
+            Some("True") => 1,
+            Some("False") => 0,
+            Some(_) | None => -1,
+        };
+        self.source_matches.get_or_create(&pipeline).set(value);
+        if let Some(last) = &status.source_comparison {
+            self.source_compared.get_or_create(&pipeline).set(last.completion_time.0.as_second());
+        }
+    }
+
     /// A pipeline cannot be observed: nothing that was seen of it stands any more.
     pub(crate) fn unobserved(&self, uid: &str) {
         let shown = self.lock();
         if let Some(pipeline) = shown.get(uid) {
             self.ready.get_or_create(&pipeline.pipeline).set(0);
+            self.source_matches.get_or_create(&pipeline.pipeline).set(-1);
             pipeline.shards.iter().for_each(|labels| self.hide(labels));
         }
     }
@@ -253,6 +289,8 @@ impl Metrics {
         for pipeline in gone.iter().filter_map(|uid| shown.remove(uid)) {
             pipeline.shards.iter().for_each(|labels| self.hide(labels));
             self.ready.remove(&pipeline.pipeline);
+            self.source_matches.remove(&pipeline.pipeline);
+            self.source_compared.remove(&pipeline.pipeline);
             self.silent.remove(&pipeline.pipeline);
         }
         gone
@@ -286,6 +324,7 @@ impl Metrics {
 #[cfg(test)]
 mod tests {
     use penstock_crds::report::WorkerPhase;
+    use serde_json::json;
 
     use super::*;
     use crate::plan::scene_for_tests::in_phase;
@@ -323,12 +362,52 @@ mod tests {
         assert!(!text.contains("shard=\"0\""), "{text}");
     }
 
+    /// The status after a comparison.
+    fn compared(truth: &str) -> CdcPipelineStatus {
+        let result = json!({"verdict": "Equal", "tables": 3});
+        serde_json::from_value(json!({
+            "conditions": [{
+                "type": "SourceMatches", "status": truth, "reason": "Equal", "message": "so",
+                "lastTransitionTime": "2026-03-01T12:00:00Z",
+            }],
+            "sourceComparison": {
+                "completionTime": "2026-03-01T12:00:00Z", "revision": "r", "spec": "s", "job": "j", "result": result,
+            },
+        }))
+        .unwrap()
+    }
+
+    #[test]
+    fn what_a_comparison_found_is_shown_and_unknown_is_not_good() {
+        let metrics = Metrics::default();
+        let world = in_phase(WorkerPhase::Streaming);
+        metrics.show(&world, Some(Phase::Streaming), true);
+        let line = |name: &str, value: &str| {
+            format!("penstock_pipeline_{name}{{namespace=\"shop\",pipeline=\"inventory\"}} {value}\n")
+        };
+        metrics.show_comparison(&world, Some(&CdcPipelineStatus::default()));
+        let text = metrics.text().unwrap();
+        assert!(
+            text.contains(&line("source_matches", "-1")) && !text.contains("compared_timestamp_seconds{"),
+            "{text}"
+        );
+        for (truth, value) in [("True", "1"), ("False", "0"), ("Unknown", "-1")] {
+            metrics.show_comparison(&world, Some(&compared(truth)));
+            let text = metrics.text().unwrap();
+            assert!(text.contains(&line("source_matches", value)), "{truth}: {text}");
+            assert!(text.contains(&line("source_compared_timestamp_seconds", "1772366400")), "{text}");
+        }
+        metrics.forget("shop", "inventory");
+        assert!(!metrics.text().unwrap().contains("inventory"));
+    }
+
     /// A family without a member is not served, so each gets one.
     fn everything() -> Metrics {
         let metrics = Metrics::default();
         let mut world = in_phase(WorkerPhase::Streaming);
         world.pods[1].answer = Answer::Silent { error: "refused".into() };
         metrics.show(&world, Some(Phase::Retrying), false);
+        metrics.show_comparison(&world, Some(&compared("True")));
         metrics.pass_begins();
         metrics.pass_ends(Outcome::Success, Duration::from_millis(1));
         metrics

@@ -15,6 +15,8 @@ pub(crate) const LABEL_COMPONENT: &str = "app.kubernetes.io/component";
 pub(crate) const LABEL_POD_INDEX: &str = "apps.kubernetes.io/pod-index";
 /// Annotation: hash of what a worker's pod or the clean-up Job was made from.
 pub(crate) const ANNOTATION_MANIFEST: &str = "penstock.dev/manifest";
+/// Annotation of a comparison's Job: hash of the spec that it compares.
+pub(crate) const ANNOTATION_SPEC: &str = "penstock.dev/compared-spec";
 /// Annotation of the control Secret: when its certificate is renewed.
 pub(crate) const ANNOTATION_RENEW_AT: &str = "penstock.dev/renew-at";
 
@@ -25,6 +27,8 @@ pub(crate) enum Component {
     Worker,
     /// It removes what deletion leaves in the databases.
     CleanUp,
+    /// It compares the sink with the source.
+    Comparison,
 }
 
 impl Component {
@@ -33,6 +37,7 @@ impl Component {
         match self {
             Self::Worker => "worker",
             Self::CleanUp => "clean-up",
+            Self::Comparison => "comparison",
         }
     }
 }
@@ -56,6 +61,11 @@ pub(crate) fn control_secret(pipeline: &str) -> String {
 /// Name of the clean-up Job.
 pub(crate) fn clean_up_job(pipeline: &str) -> String {
     format!("{pipeline}-clean-up")
+}
+
+/// Name of the Job of one comparison. No two have the same, so that none is taken for another.
+pub(crate) fn comparison_job(pipeline: &str, key: &str) -> String {
+    format!("{pipeline}-compare-{key}")
 }
 
 /// Name of the volume in a worker's pod, and the beginning of its claim's name. It holds the UID, so that

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use jiff::{SignedDuration, Timestamp};
 use penstock_crds::CdcPipeline;
+use penstock_crds::comparison::ComparisonResult;
 use penstock_crds::names::FINALIZER;
 use penstock_crds::report::Report;
 use penstock_crds::revision::{MintedRevision, RevisionName};
@@ -50,6 +51,12 @@ pub struct World {
     pub clean_up: Option<CleanUpJob>,
     /// Pods of the clean-up Job, ending ones too.
     pub clean_up_pods: Vec<String>,
+    /// Jobs that compare the sink with the source, or did so lately, oldest first.
+    pub comparisons: Vec<ComparisonJob>,
+    /// Pods of such Jobs, ending ones too.
+    pub comparison_pods: Vec<String>,
+    /// What the API server said when it refused such a Job at the last attempt.
+    pub comparison_refused: Option<String>,
     /// Objects that have a name the pipeline needs and belong to somebody else, as `Service inventory-worker`.
     pub taken: Vec<String>,
     /// What the API server said when it refused an object at the last attempt.
@@ -224,4 +231,44 @@ pub struct CleanUpJob {
     pub is_complete: bool,
     /// What its pod said when it failed last, or what keeps the pod from running.
     pub failure: Option<String>,
+}
+
+/// A Job that compares the sink with the source.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ComparisonJob {
+    /// Its name, which no other ever has.
+    pub name: String,
+    /// Its UID.
+    pub uid: String,
+    /// The revision whose tables it compares.
+    pub revision: RevisionName,
+    /// Hash of the spec that it compares.
+    pub spec: String,
+    /// The token that asked for it; without one the schedule did.
+    pub token: Option<String>,
+    /// When it was made.
+    pub created: Timestamp,
+    /// It is being deleted.
+    pub is_deleting: bool,
+    /// How far it is.
+    pub progress: ComparisonProgress,
+}
+
+/// How far a comparison is.
+#[derive(Clone, Debug, PartialEq)]
+pub enum ComparisonProgress {
+    /// Its container has not started. Next: `Running`.
+    Waiting {
+        /// What keeps it from starting.
+        trouble: Option<String>,
+    },
+    /// Its container runs, or has ended a moment ago. Next: `Ended`.
+    Running,
+    /// It said what it found, or died.
+    Ended {
+        /// When.
+        at: Timestamp,
+        /// What it found.
+        result: ComparisonResult,
+    },
 }

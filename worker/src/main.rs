@@ -1,13 +1,16 @@
 //! `penstock-worker`: runs one shard of a `CdcPipeline`, in a cluster or on a laptop.
 
 use std::io::IsTerminal as _;
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
+use anyhow::Context as _;
 use clap::{Parser, Subcommand};
+use penstock_crds::comparison::ComparisonResult;
 use penstock_crds::directive::Directive;
 use penstock_crds::table_pattern::TablePattern;
-use penstock_worker::compare::{self, Verdict};
+use penstock_worker::compare::{self, Comparison, Verdict};
 use penstock_worker::failure::Failure;
 use penstock_worker::serve::{Metrics, serve_control, serve_health};
 use penstock_worker::settings::{Folders, Pipeline, RunArguments, Settings};
@@ -81,6 +84,9 @@ struct CompareArguments {
     /// Sessions that read at each end
     #[arg(long, value_name = "SESSIONS", default_value_t = 2, value_parser = clap::value_parser!(u8).range(1..=16))]
     parallelism: u8,
+    /// Write what was found there as well, as one short JSON document: for a container's termination message
+    #[arg(long, value_name = "FILE")]
+    termination_message: Option<PathBuf>,
 }
 
 #[derive(Clone, Copy, Debug, clap::ValueEnum)]
@@ -186,10 +192,12 @@ async fn decide_it(decision: Decision, given: &DecisionArguments, log: Option<St
 }
 
 async fn compare_ends(arguments: &CompareArguments, log: Option<String>) -> ExitCode {
-    match try_to_compare(arguments, log).await {
-        Ok(Verdict::Equal) => ExitCode::SUCCESS,
-        Ok(Verdict::Different) => ExitCode::from(1),
-        Ok(Verdict::Unknown) => ExitCode::from(2),
+    let found = try_to_compare(arguments, log).await;
+    let is_told = leave_word(arguments, &found);
+    match is_told.and(found) {
+        Ok(Comparison { verdict: Verdict::Equal, .. }) => ExitCode::SUCCESS,
+        Ok(Comparison { verdict: Verdict::Different, .. }) => ExitCode::from(1),
+        Ok(Comparison { verdict: Verdict::Unknown, .. }) => ExitCode::from(2),
         Err(error) => {
             eprintln!("penstock-worker: {error:#}");
             ExitCode::from(2)
@@ -197,7 +205,7 @@ async fn compare_ends(arguments: &CompareArguments, log: Option<String>) -> Exit
     }
 }
 
-async fn try_to_compare(arguments: &CompareArguments, log: Option<String>) -> anyhow::Result<Verdict> {
+async fn try_to_compare(arguments: &CompareArguments, log: Option<String>) -> anyhow::Result<Comparison> {
     let _telemetry = telemetry::install(&log.unwrap_or_else(|| "warn".into()), LogTarget::Stderr)?;
     // The only one that there is; the flag leaves room for others.
     anyhow::ensure!(arguments.source, "--source is missing: say what the sink is to be compared with");
@@ -208,13 +216,36 @@ async fn try_to_compare(arguments: &CompareArguments, log: Option<String>) -> an
         has_values: arguments.values,
         sessions: usize::from(arguments.parallelism),
         patience: Duration::from_secs(arguments.timeout),
+        stop: CancellationToken::new(),
     };
-    let found = Box::pin(compare::compare(&pipeline, &request)).await?;
+    tokio::spawn(stop_on_signal(request.stop.clone()));
+    let found = tokio::select! {
+        found = Box::pin(compare::compare(&pipeline, &request)) => found?,
+        () = abandoned(&request.stop) => anyhow::bail!("The comparison was asked to stop"),
+    };
     match arguments.format {
         OutputFormat::Text => println!("{found}"),
         OutputFormat::Json => println!("{}", serde_json::to_string_pretty(&found)?),
     }
-    Ok(found.verdict)
+    Ok(found)
+}
+
+/// Everything but a slot that the server still makes goes with the connections; that one gets some time to be ended.
+async fn abandoned(stop: &CancellationToken) {
+    stop.cancelled().await;
+    tokio::time::sleep(Duration::from_secs(3)).await;
+}
+
+/// Writes the termination message, also of a comparison that could not be made. The file is there already, and kept
+/// open by whoever made it.
+fn leave_word(arguments: &CompareArguments, found: &anyhow::Result<Comparison>) -> anyhow::Result<()> {
+    let Some(file) = &arguments.termination_message else { return Ok(()) };
+    let result = match found {
+        Ok(found) => found.summary(),
+        Err(error) => ComparisonResult::unknown(&format!("{error:#}")),
+    };
+    std::fs::write(file, result.termination_message()?)
+        .with_context(|| format!("writing the termination message to {}", file.display()))
 }
 
 /// A server that cannot serve ends the worker: the cluster would wait for its answers in vain.

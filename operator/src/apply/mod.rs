@@ -36,6 +36,9 @@ pub(crate) enum ApplyError {
     /// The API server did not take it.
     #[error(transparent)]
     Call(#[from] CallError),
+    /// The API server did not take the Job of a comparison, which the pipeline does without.
+    #[error(transparent)]
+    Comparison(CallError),
     /// The control Secret's certificates cannot be made.
     #[error("making the certificates of the workers' control API: {0}")]
     Certificate(#[from] rcgen::Error),
@@ -49,7 +52,15 @@ impl ApplyError {
     pub(crate) fn refusal(&self) -> Option<String> {
         match self {
             Self::Call(error) => error.is_refusal().then(|| error.to_string()),
-            Self::Certificate(_) | Self::Json(_) => None,
+            Self::Comparison(_) | Self::Certificate(_) | Self::Json(_) => None,
+        }
+    }
+
+    /// What the API server said of a comparison's Job, if it will say the same again.
+    pub(crate) fn refusal_of_comparison(&self) -> Option<String> {
+        match self {
+            Self::Comparison(error) => error.is_refusal().then(|| error.to_string()),
+            Self::Call(_) | Self::Certificate(_) | Self::Json(_) => None,
         }
     }
 }
@@ -161,6 +172,13 @@ impl Applier {
             Manifest::ControllerRevision(object) => self.object(observed, object.as_ref()).await,
             Manifest::StatefulSet(object) => self.object(observed, object.as_ref()).await,
             Manifest::Job(object) => self.object(observed, object.as_ref()).await,
+            Manifest::Comparison(object) => {
+                self.object(observed, object.as_ref()).await.map_err(|error| match error {
+                    ApplyError::Call(error) => ApplyError::Comparison(error),
+                    error
+                    @ (ApplyError::Comparison(_) | ApplyError::Certificate(_) | ApplyError::Json(_)) => error,
+                })
+            }
         }
     }
 

@@ -3,6 +3,7 @@
 
 mod absence;
 mod caches;
+mod comparison;
 mod objects;
 mod pods;
 mod secrets;
@@ -59,6 +60,15 @@ impl Observed {
     }
 }
 
+/// What the API server said when it refused something.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Refusals {
+    /// An object that the pipeline needs.
+    pub object: Option<String>,
+    /// The Job of a comparison.
+    pub comparison: Option<String>,
+}
+
 /// A world that could not be observed.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ObserveError {
@@ -87,12 +97,12 @@ impl Observer {
         }
     }
 
-    /// Everything there is to know about a pipeline now. `refused` is what the API server said at the last
+    /// Everything there is to know about a pipeline now. `refusals` are what the API server said at the last
     /// attempt.
     pub(crate) async fn observe(
         &self,
         pipeline: &CdcPipeline,
-        refused: Option<String>,
+        refusals: Refusals,
     ) -> Result<Observed, ObserveError> {
         // 1. the objects that were made for it
         self.caches.wait_until_filled().await?;
@@ -138,8 +148,11 @@ impl Observer {
             control,
             clean_up,
             clean_up_pods,
+            comparisons: objects.comparisons(&identity, now),
+            comparison_pods: objects.comparison_pods(),
+            comparison_refused: refusals.comparison,
             taken,
-            refused,
+            refused: refusals.object,
         };
         Ok(Observed { world, versions: objects.versions(), control: material, lines })
     }

@@ -15,10 +15,11 @@ use penstock_crds::revision::{MintedRevision, RevisionName};
 use serde::de::DeserializeOwned;
 
 use super::Identity;
+use super::comparison::comparison_job;
 use super::pods::{self, RunningPod};
 use crate::call::{CallError, call};
 use crate::names::{self, ANNOTATION_MANIFEST, Component, LABEL_COMPONENT, LABEL_MANAGED_BY, MANAGED_BY};
-use crate::world::{CleanUpJob, KnownRevision, Owned, WorkerSet};
+use crate::world::{CleanUpJob, ComparisonJob, KnownRevision, Owned, WorkerSet};
 
 /// The objects of one pipeline, by label. Objects of a namesake that is gone may be among them.
 #[derive(Debug)]
@@ -71,12 +72,33 @@ impl Objects {
     }
 
     pub(super) fn clean_up_pods(&self) -> Vec<String> {
-        self.pods.iter().filter(|pod| is_cleaning_up(pod)).map(Pod::name_any).collect()
+        self.pods_of(Component::CleanUp).map(Pod::name_any).collect()
     }
 
     pub(super) fn worker_pods(&self, identity: &Identity, now: Timestamp) -> Vec<RunningPod> {
-        let workers = self.pods.iter().filter(|pod| component(*pod) == Some(Component::Worker.label()));
+        let workers = self.pods_of(Component::Worker);
         workers.filter_map(|pod| pods::running_pod(pod, identity, now)).collect()
+    }
+
+    /// Comparisons that run or are kept for their log, oldest first.
+    pub(super) fn comparisons(&self, identity: &Identity, now: Timestamp) -> Vec<ComparisonJob> {
+        let jobs = self.jobs_of(Component::Comparison, identity);
+        let mut jobs: Vec<ComparisonJob> =
+            jobs.filter_map(|job| comparison_job(job, &self.pods, now)).collect();
+        jobs.sort_by(|one, other| (one.created, &one.name).cmp(&(other.created, &other.name)));
+        jobs
+    }
+
+    pub(super) fn comparison_pods(&self) -> Vec<String> {
+        self.pods_of(Component::Comparison).map(Pod::name_any).collect()
+    }
+
+    fn pods_of(&self, part: Component) -> impl Iterator<Item = &Pod> {
+        self.pods.iter().filter(move |pod| component(*pod) == Some(part.label()))
+    }
+
+    fn jobs_of(&self, part: Component, identity: &Identity) -> impl Iterator<Item = &Job> {
+        self.jobs.iter().filter(move |job| component(*job) == Some(part.label()) && is_owned(*job, identity))
     }
 
     pub(super) fn claims(&self, identity: &Identity) -> Vec<Owned> {
@@ -93,13 +115,12 @@ impl Objects {
     }
 
     pub(super) fn clean_up_job(&self, identity: &Identity, now: Timestamp) -> Option<CleanUpJob> {
-        let job = self.jobs.iter().find(|job| is_owned(*job, identity))?;
+        let job = self.jobs_of(Component::CleanUp, identity).next()?;
         let conditions = job.status.iter().flat_map(|status| status.conditions.iter().flatten());
         let is = |kind: &str| {
             conditions.clone().any(|condition| condition.type_ == kind && condition.status == "True")
         };
-        let failure =
-            self.pods.iter().filter(|pod| is_cleaning_up(pod)).find_map(|pod| pods::last_failure(pod, now));
+        let failure = self.pods_of(Component::CleanUp).find_map(|pod| pods::last_failure(pod, now));
         let failed = is("Failed").then(|| "the Job has given up".to_owned());
         Some(CleanUpJob {
             uid: job.uid().unwrap_or_default(),
@@ -202,10 +223,6 @@ async fn foreign<C: Cached>(
 /// Whether the pipeline, this very one, owns the object.
 pub(super) fn is_owned<K: Resource>(object: &K, identity: &Identity) -> bool {
     object.owner_references().iter().any(|owner| owner.uid == identity.uid)
-}
-
-fn is_cleaning_up(pod: &Pod) -> bool {
-    component(pod) == Some(Component::CleanUp.label())
 }
 
 fn component<K: Resource>(object: &K) -> Option<&str> {

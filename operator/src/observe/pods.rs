@@ -71,18 +71,31 @@ pub(super) fn last_failure(pod: &Pod, now: Timestamp) -> Option<String> {
     let words =
         |terminated: &ContainerStateTerminated| (terminated.exit_code != 0).then(|| last_words(terminated));
     let container = container(pod);
-    let this_time =
-        container.and_then(|container| container.state.as_ref()?.terminated.as_ref()).and_then(words);
+    let this_time = terminated(pod).and_then(words);
     let last_time =
         container.and_then(|container| container.last_state.as_ref()?.terminated.as_ref()).and_then(words);
-    this_time.or(last_time).or_else(|| {
-        trouble(pod, now).map(|trouble| match trouble {
-            PodTrouble::Unschedulable(words)
-            | PodTrouble::ImagePull(words)
-            | PodTrouble::Crashing(words)
-            | PodTrouble::Container(words) => words,
-        })
+    this_time.or(last_time).or_else(|| obstacle(pod, now))
+}
+
+/// What keeps a pod from running.
+pub(super) fn obstacle(pod: &Pod, now: Timestamp) -> Option<String> {
+    trouble(pod, now).map(|trouble| match trouble {
+        PodTrouble::Unschedulable(words)
+        | PodTrouble::ImagePull(words)
+        | PodTrouble::Crashing(words)
+        | PodTrouble::Container(words) => words,
     })
+}
+
+/// How a pod's container ended, if it has.
+pub(super) fn terminated(pod: &Pod) -> Option<&ContainerStateTerminated> {
+    container(pod)?.state.as_ref()?.terminated.as_ref()
+}
+
+/// Whether a pod's container runs, or did.
+pub(super) fn has_started(pod: &Pod) -> bool {
+    let state = container(pod).and_then(|container| container.state.as_ref());
+    state.is_some_and(|state| state.running.is_some() || state.terminated.is_some())
 }
 
 fn container(pod: &Pod) -> Option<&ContainerStatus> {
@@ -142,7 +155,7 @@ fn crashing(pod: &str, container: &ContainerStatus) -> PodTrouble {
 }
 
 /// How a container ended, in its own last words if there are any.
-fn last_words(terminated: &ContainerStateTerminated) -> String {
+pub(super) fn last_words(terminated: &ContainerStateTerminated) -> String {
     if terminated.reason.as_deref() == Some("OOMKilled") {
         return "it used more memory than worker.resources.limits.memory allows".into();
     }

@@ -10,7 +10,7 @@ use super::events::{PlannedEvent, turn};
 use super::live::delete;
 use super::manifests::{self, adopted_uid};
 use super::verdict::Verdict;
-use super::{Doomed, DoomedKind, LOOK_AGAIN, Plan, PlanError, Step, revision, secrets, status};
+use super::{Doomed, DoomedKind, LOOK_AGAIN, Plan, PlanError, Step, comparison, revision, secrets, status};
 use crate::names::clean_up_job;
 use crate::world::{CleanUpJob, KnownRevision, World};
 
@@ -42,14 +42,16 @@ fn let_go(mut steps: Vec<Step>) -> Plan {
     Plan { steps, ..Plan::nothing() }
 }
 
-/// Nothing is touched while a worker may still write.
+/// Nothing is touched while a worker may still write, or a comparison holds a slot.
 fn stop_workers(world: &World) -> Option<Plan> {
     let sets = world.sets.iter().filter(|set| !set.is_deleting);
-    let steps: Vec<Step> = sets.map(|set| delete(DoomedKind::StatefulSet, &set.object)).collect();
-    if world.sets.is_empty() && world.pods.is_empty() {
+    let mut steps: Vec<Step> = sets.map(|set| delete(DoomedKind::StatefulSet, &set.object)).collect();
+    steps.extend(world.comparisons.iter().filter(|job| !job.is_deleting).map(comparison::delete));
+    let pods = world.pods.iter().map(|pod| pod.name.as_str());
+    let mut left: Vec<&str> = pods.chain(world.comparison_pods.iter().map(String::as_str)).collect();
+    if world.sets.is_empty() && world.comparisons.is_empty() && left.is_empty() {
         return None;
     }
-    let mut left: Vec<&str> = world.pods.iter().map(|pod| pod.name.as_str()).collect();
     left.sort_unstable();
     let message = format!("The workers finish their batch and stop: {}", left.join(", "));
     Some(wait(world, steps, &Verdict::moving(Phase::Deleting, OperatorReason::Deleting, message)))

@@ -19,7 +19,13 @@ pub(super) fn steps(world: &World, stage: &Stage<'_>) -> Vec<Step> {
     };
     let resnapshot = match text.parse::<Resnapshot>() {
         Ok(resnapshot) => resnapshot,
-        Err(error) => return vec![Step::Emit(PlannedEvent::annotation_invalid(text, &error.to_string()))],
+        Err(error) => {
+            return vec![Step::Emit(PlannedEvent::annotation_invalid(
+                ANNOTATION_RESNAPSHOT,
+                text,
+                &error.to_string(),
+            ))];
+        }
     };
     let Some((revision, _)) = stage.running() else { return Vec::new() };
     let Some(pod) = current_pod(world, revision, 0) else { return Vec::new() };

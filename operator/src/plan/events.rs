@@ -1,11 +1,13 @@
 //! What people are told once, and when. An event follows from something that changed, so a pipeline at rest
 //! tells nothing.
 
+use penstock_crds::comparison::{ComparisonVerdict, LastComparison};
 use penstock_crds::conditions::{ConditionReason, ConditionType, OperatorReason};
-use penstock_crds::names::{ANNOTATION_RESNAPSHOT, LABEL_UID};
+use penstock_crds::names::LABEL_UID;
 use penstock_crds::revision::RevisionName;
 use serde::Serialize;
 
+use super::comparison;
 use super::shards::reporting;
 use super::stage::Stage;
 use super::verdict::{Course, Truth, Verdict};
@@ -105,10 +107,28 @@ impl PlannedEvent {
         Self::once("CleanedUp", "Delete", "", note)
     }
 
-    /// The annotation that asks for tables to be copied again says nothing that could be done.
-    pub(super) fn annotation_invalid(text: &str, why: &str) -> Self {
-        let note = format!("The annotation {ANNOTATION_RESNAPSHOT} is left alone: {why}");
-        let key = penstock_crds::names::uid8(text);
+    /// What a comparison found. That both ends are equal still is known already.
+    pub(super) fn compared(world: &World, record: &LastComparison) -> Option<Self> {
+        let verdict = record.result.verdict;
+        let (kind, reason) = match verdict {
+            ComparisonVerdict::Equal => (EventKind::Normal, "SinkMatches"),
+            ComparisonVerdict::Different => (EventKind::Warning, "SinkDiffers"),
+            ComparisonVerdict::Unknown => (EventKind::Warning, "ComparisonFailed"),
+        };
+        let before = comparison::recorded(world).map(|last| last.result.verdict);
+        if verdict == ComparisonVerdict::Equal && before == Some(verdict) {
+            return None;
+        }
+        let position = record.result.position.as_ref();
+        let position = position.map(|at| format!("At {at} of the source's log: ")).unwrap_or_default();
+        let note = format!("{position}{}", comparison::sentence(world.name(), record));
+        Some(Self { kind, ..Self::once(reason, "Compare", &record.job, note) })
+    }
+
+    /// An annotation says nothing that could be done.
+    pub(super) fn annotation_invalid(annotation: &str, text: &str, why: &str) -> Self {
+        let note = format!("The annotation {annotation} is left alone: {why}");
+        let key = penstock_crds::names::uid8(&format!("{annotation}{text}"));
         Self { kind: EventKind::Warning, ..Self::once("AnnotationInvalid", "Direct", &key, note) }
     }
 

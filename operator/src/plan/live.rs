@@ -3,7 +3,8 @@
 use super::events::{PlannedEvent, transitions};
 use super::stage::{Stage, others, others_are_over, stage};
 use super::{
-    Doomed, DoomedKind, LOOK_AGAIN, Plan, PlanError, Step, directive, manifests, revision, status, verdict,
+    Doomed, DoomedKind, LOOK_AGAIN, Plan, PlanError, Step, comparison, directive, manifests, revision,
+    status, verdict,
 };
 use crate::world::{ControlSecret, KnownRevision, Owned, WorkerPod, WorkerSet, World};
 
@@ -17,12 +18,11 @@ pub(super) fn plan(world: &World) -> Result<Plan, PlanError> {
     // 3. What is there to say about it?
     let verdict = verdict::of(world, &stage);
     steps.extend(transitions(world, &stage, &verdict).into_iter().map(Step::Emit));
-    Ok(Plan {
-        steps,
-        waits_for: verdict.waits_for(),
-        status: Some(status::of(world, &stage, &verdict)),
-        look_again: Some(LOOK_AGAIN),
-    })
+    // 4. Is the sink what the source is? Last, because nothing else depends on it.
+    let comparison = comparison::comparison(world, &stage)?;
+    let status = status::of(world, &stage, &verdict, &comparison);
+    steps.extend(comparison.steps);
+    Ok(Plan { steps, waits_for: verdict.waits_for(), status: Some(status), look_again: Some(LOOK_AGAIN) })
 }
 
 fn steps(world: &World, stage: &Stage<'_>) -> Result<Vec<Step>, PlanError> {

@@ -1,6 +1,7 @@
 //! Decides. `World -> Plan`, total, deterministic and pure: no client, no clock, no async. A plan leaves
 //! whoever carries it out no choice, and says what it waits for.
 
+mod comparison;
 mod deletion;
 mod directive;
 mod events;
@@ -105,7 +106,7 @@ pub enum DoomedKind {
     ControllerRevision,
     /// A worker that was made from something older; the StatefulSet makes it anew.
     Pod,
-    /// A clean-up Job that is not needed or not as it should be.
+    /// A Job that is not needed or not as it should be.
     Job,
 }
 

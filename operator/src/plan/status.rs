@@ -8,11 +8,20 @@ use penstock_crds::report::{Reachability, Report, WorkerPhase};
 use penstock_crds::revision::RevisionName;
 use penstock_crds::{CdcPipeline, CdcPipelineStatus};
 
+use super::comparison::Comparison;
 use super::shards::{Shard, reporting};
 use super::stage::Stage;
 use super::verdict::{Course, Truth, Verdict};
 use crate::names::{selector_text, worker_selector};
 use crate::world::World;
+
+/// Conditions that only a pipeline that lives and can be observed has.
+const OBSERVED: [ConditionType; 4] = [
+    ConditionType::SourceReachable,
+    ConditionType::SinkReachable,
+    ConditionType::SnapshotComplete,
+    ConditionType::SourceMatches,
+];
 
 /// One condition before it has a time.
 struct Finding {
@@ -34,7 +43,12 @@ impl Finding {
 }
 
 /// The status of a pipeline that nobody deleted.
-pub(super) fn of(world: &World, stage: &Stage<'_>, verdict: &Verdict) -> CdcPipelineStatus {
+pub(super) fn of(
+    world: &World,
+    stage: &Stage<'_>,
+    verdict: &Verdict,
+    comparison: &Comparison<'_>,
+) -> CdcPipelineStatus {
     let before = before(world);
     let reports = reports(stage);
     let stable_revision =
@@ -50,11 +64,14 @@ pub(super) fn of(world: &World, stage: &Stage<'_>, verdict: &Verdict) -> CdcPipe
     let mut findings = course(verdict);
     findings.extend(ends(stage, verdict));
     findings.push(snapshot(stage, verdict));
+    let (truth, reason, message) = comparison.finding(world.name());
+    findings.push(Finding::new(ConditionType::SourceMatches, truth, reason, message));
     CdcPipelineStatus {
         stable_revision,
         tables_copied,
         slots,
         publication,
+        source_comparison: comparison.last.clone(),
         lag: reports.as_deref().and_then(lag),
         ..common(world, verdict, findings)
     }
@@ -64,9 +81,7 @@ pub(super) fn of(world: &World, stage: &Stage<'_>, verdict: &Verdict) -> CdcPipe
 pub(super) fn of_deletion(world: &World, verdict: &Verdict) -> CdcPipelineStatus {
     let before = before(world);
     let mut findings = course(verdict);
-    for kind in
-        [ConditionType::SourceReachable, ConditionType::SinkReachable, ConditionType::SnapshotComplete]
-    {
+    for kind in OBSERVED {
         findings.push(Finding::new(
             kind,
             Truth::Unknown,
@@ -79,6 +94,7 @@ pub(super) fn of_deletion(world: &World, verdict: &Verdict) -> CdcPipelineStatus
         tables_copied: before.tables_copied,
         slots: before.slots,
         publication: before.publication,
+        source_comparison: before.source_comparison,
         ..common(world, verdict, findings)
     }
 }
@@ -86,9 +102,7 @@ pub(super) fn of_deletion(world: &World, verdict: &Verdict) -> CdcPipelineStatus
 /// The status of a pipeline that cannot be observed: what was said of it before stands no more.
 pub(super) fn unobserved(pipeline: &CdcPipeline, now: Timestamp, verdict: &Verdict) -> CdcPipelineStatus {
     let mut findings = course(verdict);
-    for kind in
-        [ConditionType::SourceReachable, ConditionType::SinkReachable, ConditionType::SnapshotComplete]
-    {
+    for kind in OBSERVED {
         let message = "The operator cannot see it now";
         findings.push(Finding::new(kind, Truth::Unknown, OperatorReason::ObservationFailed, message));
     }
@@ -141,7 +155,7 @@ fn timed(pipeline: &CdcPipeline, now: Timestamp, findings: Vec<Finding>) -> Vec<
 }
 
 /// Kubernetes stores whole seconds.
-fn whole_seconds(time: Timestamp) -> Timestamp {
+pub(super) fn whole_seconds(time: Timestamp) -> Timestamp {
     Timestamp::from_second(time.as_second()).unwrap_or(time)
 }
 

@@ -1,5 +1,6 @@
 //! Plans as golden files, one per situation, and what holds of every plan.
 
+mod comparison;
 mod golden;
 mod properties;
 pub(crate) mod scene;

@@ -201,14 +201,24 @@ async fn open_source(
         .connect(slot.as_str())
         .await
         .map_err(|error| error.failure(End::Source, &endpoint.connection))?;
-    let exported =
-        timeout(request.patience, source::create_slot(endpoint, &slot, Durability::Temporary)).await;
-    let Ok(exported) = exported else {
-        // The server waits on although nobody listens.
-        source::end_stale_sessions(&emitter, &[&slot]).await?;
-        return Err(late("has not given a snapshot: a transaction that began before is still open", request));
+    let exported = tokio::select! {
+        exported = source::create_slot(endpoint, &slot, Durability::Temporary) => Ok(exported?),
+        () = sleep(request.patience) => {
+            Err(late("has not given a snapshot: a transaction that began before is still open", request))
+        }
+        () = request.stop.cancelled() => {
+            let message = "The comparison was asked to stop while the source made a snapshot.";
+            Err(Failure::new(Reason::SourceUnreachable, message))
+        }
     };
-    let exported = exported?;
+    let exported = match exported {
+        Ok(exported) => exported,
+        Err(failure) => {
+            // The server waits on although nobody listens.
+            source::end_stale_sessions(&emitter, &[&slot]).await?;
+            return Err(failure);
+        }
+    };
     let sessions = exported.open_sessions(endpoint, request.sessions).await?;
     source::emit(&emitter, BARRIER_PREFIX, &registration.id.content()).await?;
     emitter.close().await;

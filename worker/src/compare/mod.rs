@@ -12,6 +12,7 @@ mod changes;
 mod pairs;
 mod side;
 mod subject;
+mod summary;
 mod sums;
 mod table;
 mod verdict;
@@ -21,6 +22,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use penstock_crds::table_pattern::TablePattern;
+use tokio_util::sync::CancellationToken;
 
 pub use self::verdict::{Comparison, Difference, Kind, TableResult, Values, Verdict};
 use crate::change::table::TableName;
@@ -43,6 +45,8 @@ pub struct Request {
     pub sessions: usize,
     /// How long the source may take to make a slot, and the shards to meet the barrier.
     pub patience: Duration,
+    /// Nobody waits for it any more: what would outlive its connections is ended.
+    pub stop: CancellationToken,
 }
 
 /// How one barrier ended.

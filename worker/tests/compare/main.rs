@@ -15,4 +15,5 @@ mod kit;
 mod load;
 mod protocol;
 mod shapes;
+mod tells;
 mod throughput;

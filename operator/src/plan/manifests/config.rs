@@ -48,6 +48,15 @@ fn worker_manifest(world: &World, revision: &KnownRevision) -> Result<String, Pl
     Ok(serde_yaml::to_string(&object)?)
 }
 
+/// Hash of everything that decides what a comparison compares: of the revision and its number, and of what its workers
+/// run, but for how they run it.
+pub(crate) fn compared_spec(world: &World, revision: &KnownRevision) -> Result<String, PlanError> {
+    let mut spec = worker_spec(&world.pipeline.spec, revision);
+    spec.worker.log = Worker::default().log;
+    let content = format!("{}{}", revision.number, serde_json::to_string(&spec)?);
+    Ok(penstock_crds::names::uid8(&content))
+}
+
 fn worker_metadata(world: &World) -> Value {
     let mut metadata = json!({"name": world.name(), "namespace": world.namespace(), "uid": world.uid});
     if let Some(adopted) = adopted_uid(&world.pipeline) {
@@ -73,6 +82,7 @@ fn worker_spec(spec: &CdcPipelineSpec, revision: &KnownRevision) -> CdcPipelineS
     let mut spec = spec.clone();
     spec.paused = false;
     spec.deletion_policy = penstock_crds::spec::DeletionPolicy::default();
+    spec.source_comparison = penstock_crds::comparison::SourceComparison::default();
     spec.source.postgres.tables.clone_from(&data.tables);
     spec.sink.postgres.schema_map.clone_from(&data.schema_map);
     spec.worker = Worker {

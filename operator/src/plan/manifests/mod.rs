@@ -1,6 +1,7 @@
 //! The objects of a pipeline, whole, as they are applied. Pure.
 
 mod clean_up;
+mod comparison;
 mod config;
 mod pod;
 mod stateful_set;
@@ -18,7 +19,8 @@ use penstock_crds::revision::RevisionName;
 use serde::Serialize;
 
 pub(crate) use clean_up::clean_up_job;
-pub(crate) use config::{adopted_uid, config_map};
+pub(crate) use comparison::comparison_job;
+pub(crate) use config::{adopted_uid, compared_spec, config_map};
 pub(crate) use stateful_set::{stateful_set, workers_made_from};
 
 use crate::names::{self, Component, LABEL_COMPONENT, LABEL_MANAGED_BY, MANAGED_BY};
@@ -41,6 +43,8 @@ pub enum Manifest {
     StatefulSet(Box<StatefulSet>),
     /// The clean-up after deletion.
     Job(Box<Job>),
+    /// A comparison. Where it is refused, the pipeline goes on without.
+    Comparison(Box<Job>),
 }
 
 /// Who owns what is made for a pipeline. A foreground deletion takes these objects away at once, whatever

@@ -27,7 +27,7 @@ fn outline(plan: Plan) -> Outline {
     }
 }
 
-fn step(step: &Step) -> String {
+pub(super) fn step(step: &Step) -> String {
     match step {
         Step::AddFinalizer => "add the finalizer".into(),
         Step::RemoveFinalizer => "remove the finalizer".into(),
@@ -51,11 +51,12 @@ fn object(manifest: &Manifest) -> String {
         Manifest::ServiceAccount(_) | Manifest::Service(_) | Manifest::ConfigMap(_) | Manifest::Job(_) => {
             String::new()
         }
+        Manifest::Comparison(_) => " that compares".into(),
     };
     format!("{} {}{detail}", word("/kind"), word("/metadata/name"))
 }
 
-fn golden(situation: &str, world: &World) {
+pub(super) fn golden(situation: &str, world: &World) {
     insta::with_settings!({snapshot_path => "golden", prepend_module_to_snapshot => false, omit_expression => true}, {
         insta::assert_yaml_snapshot!(situation, outline(planned(world)));
     });

@@ -1,11 +1,17 @@
+use penstock_crds::comparison::{ComparisonResult, ComparisonVerdict};
+use penstock_crds::names::ANNOTATION_COMPARE_SOURCE;
 use penstock_crds::report::{Problem, Reason, WorkerPhase};
 use penstock_crds::revision::RevisionName;
 use penstock_crds::spec::DeletionPolicy;
 use proptest::prelude::*;
 
 use super::scene::*;
+use crate::plan::manifests::compared_spec;
 use crate::plan::{DoomedKind, Manifest, Step, plan, target_revision};
-use crate::world::{Answer, CleanUpJob, ControlSecret, PodTrouble, SecretKeys, WorkerPod, WorkerSet, World};
+use crate::world::{
+    Answer, CleanUpJob, ComparisonJob, ComparisonProgress, ControlSecret, PodTrouble, SecretKeys, WorkerPod,
+    WorkerSet, World,
+};
 
 fn phase() -> impl Strategy<Value = WorkerPhase> {
     prop_oneof![
@@ -64,6 +70,82 @@ prop_compose! {
     }
 }
 
+fn progress() -> impl Strategy<Value = ComparisonProgress> {
+    let result = prop::sample::select(vec![
+        ComparisonVerdict::Equal,
+        ComparisonVerdict::Different,
+        ComparisonVerdict::Unknown,
+    ])
+    .prop_map(|verdict| ComparisonResult { verdict, ..ComparisonResult::unknown("so") });
+    prop_oneof![
+        Just(ComparisonProgress::Waiting { trouble: None }),
+        Just(ComparisonProgress::Waiting { trouble: Some("no node".into()) }),
+        Just(ComparisonProgress::Running),
+        result.prop_map(|result| ComparisonProgress::Ended { at: now(), result }),
+    ]
+}
+
+/// What is asked for, what the API server says, and Jobs of the spec as it is now or was before.
+#[derive(Clone, Debug)]
+struct Comparisons {
+    is_asked: bool,
+    is_scheduled: bool,
+    is_refused: bool,
+    jobs: Vec<AnyJob>,
+}
+
+#[derive(Clone, Debug)]
+struct AnyJob {
+    progress: ComparisonProgress,
+    is_deleting: bool,
+    is_current: bool,
+    age: i64,
+}
+
+prop_compose! {
+    fn any_job()(progress in progress(), is_deleting: bool, is_current: bool, age in 0_i64..600) -> AnyJob {
+        AnyJob { progress, is_deleting, is_current, age }
+    }
+}
+
+prop_compose! {
+    fn comparisons()(
+        is_asked: bool,
+        is_scheduled: bool,
+        is_refused in prop::bool::weighted(0.2),
+        jobs in prop::collection::vec(any_job(), 0..3),
+    ) -> Comparisons {
+        Comparisons { is_asked, is_scheduled, is_refused, jobs }
+    }
+}
+
+fn with_comparisons(mut world: World, given: Comparisons) -> World {
+    if given.is_asked {
+        let annotations = [(ANNOTATION_COMPARE_SOURCE.to_owned(), "t-1".to_owned())];
+        world.pipeline.metadata.annotations = Some(annotations.into());
+    }
+    world.pipeline.spec.source_comparison.interval = given.is_scheduled.then(|| "24h".into());
+    world.comparison_refused = given.is_refused.then(|| "quota".into());
+    let Some(revision) = world.revisions.first() else { return world };
+    let spec = compared_spec(&world, revision).unwrap();
+    world.comparisons = given
+        .jobs
+        .into_iter()
+        .enumerate()
+        .map(|(index, job)| ComparisonJob {
+            name: format!("inventory-compare-{index}"),
+            uid: format!("comparison-{index}"),
+            revision: revision.name.clone(),
+            spec: if job.is_current { spec.clone() } else { "another".into() },
+            token: given.is_asked.then(|| "t-1".into()),
+            created: world.now - jiff::SignedDuration::from_secs(job.age),
+            is_deleting: job.is_deleting,
+            progress: job.progress,
+        })
+        .collect();
+    world
+}
+
 prop_compose! {
     /// Worlds with three revisions, of which the spec means the first, and anything around them.
     fn any_world()(
@@ -75,6 +157,7 @@ prop_compose! {
         control in prop_oneof![Just(None), (-1_i64..2).prop_map(Some)],
         lack in prop_oneof![Just(None), (0_i64..60).prop_map(Some)],
         job in prop_oneof![Just(None), (any::<bool>(), any::<bool>(), any::<bool>()).prop_map(Some)],
+        comparisons in comparisons(),
     ) -> World {
         let [finalizer, deleting, terminating, delete_policy, paused, secret, taken, refused] = flags;
         let mut world = if finalizer { guarded() } else { created() };
@@ -136,7 +219,7 @@ prop_compose! {
             is_complete,
             failure: fails.then(|| "refused".into()),
         });
-        world
+        with_comparisons(world, comparisons)
     }
 }
 
@@ -201,6 +284,26 @@ proptest! {
     fn the_object_goes_only_when_no_worker_is_left(world in any_world()) {
         let goes = plan(&world).unwrap().steps.contains(&Step::RemoveFinalizer);
         prop_assert!(!goes || (world.is_deleting() && world.pods.is_empty() && world.sets.is_empty()));
+        prop_assert!(!goes || world.comparisons.is_empty());
+    }
+
+    #[test]
+    fn at_most_one_comparison_runs_and_none_of_a_paused_or_deleted_pipeline(world in any_world()) {
+        let steps = plan(&world).unwrap().steps;
+        let begun = steps.iter().filter(|step| matches!(step, Step::Apply(Manifest::Comparison(_)))).count();
+        let is_running = |job: &ComparisonJob| !matches!(job.progress, ComparisonProgress::Ended { .. });
+        let others = world.comparisons.iter().filter(|job| is_running(job)).count();
+        prop_assert!(begun == 0 || (begun == 1 && others == 0));
+        prop_assert!(begun == 0 || !(world.pipeline.spec.paused || world.is_deleting()));
+    }
+
+    #[test]
+    fn the_sink_matches_only_if_the_last_comparison_of_this_spec_said_so(world in any_world()) {
+        let Some(status) = plan(&world).unwrap().status else { return Ok(()) };
+        let says = |word: &str| status.conditions.iter().any(|found| found.type_ == "SourceMatches" && found.status == word);
+        let verdict = status.source_comparison.as_ref().map(|last| last.result.verdict);
+        prop_assert!(!says("True") || verdict == Some(ComparisonVerdict::Equal));
+        prop_assert!(!says("False") || verdict == Some(ComparisonVerdict::Different));
     }
 
     #[test]
@@ -239,7 +342,7 @@ proptest! {
         let Some(status) = plan(&world).unwrap().status else { return Ok(()) };
         prop_assert_eq!(status.observed_generation, world.pipeline.metadata.generation);
         let kinds: Vec<&str> = status.conditions.iter().map(|condition| condition.type_.as_str()).collect();
-        prop_assert_eq!(kinds, ["Ready", "Reconciling", "Stalled", "SourceReachable", "SinkReachable", "SnapshotComplete"]);
+        prop_assert_eq!(kinds, ["Ready", "Reconciling", "Stalled", "SourceReachable", "SinkReachable", "SnapshotComplete", "SourceMatches"]);
         for condition in &status.conditions {
             prop_assert_eq!(condition.observed_generation, world.pipeline.metadata.generation);
             prop_assert!(!condition.reason.is_empty() && !condition.message.is_empty());

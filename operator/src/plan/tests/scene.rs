@@ -72,6 +72,9 @@ pub(crate) fn created() -> World {
         pods_lack_since: None,
         clean_up: None,
         clean_up_pods: Vec::new(),
+        comparisons: Vec::new(),
+        comparison_pods: Vec::new(),
+        comparison_refused: None,
         taken: Vec::new(),
         refused: None,
     }

@@ -1,0 +1,323 @@
+//! Source comparison: when one begins, what becomes of its Job, what there is to say. One at a time. What is recorded in
+//! the status is settled; what was interrupted is not recorded, so it begins again.
+
+use jiff::{SignedDuration, Timestamp};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use penstock_crds::comparison::{ComparisonResult, ComparisonVerdict, LastComparison};
+use penstock_crds::conditions::OperatorReason;
+use penstock_crds::directive::is_token;
+use penstock_crds::names::{ANNOTATION_COMPARE_SOURCE, ANNOTATION_RESNAPSHOT, uid8};
+
+use super::events::PlannedEvent;
+use super::revision::{Target, target};
+use super::shards::{all_stream, reporting};
+use super::stage::Stage;
+use super::status::whole_seconds;
+use super::verdict::Truth;
+use super::{Doomed, DoomedKind, PlanError, Step, manifests};
+use crate::names;
+use crate::world::{ComparisonJob, ComparisonProgress, World};
+
+/// How long a Job's container may take to start, and a Job to end after its deadline.
+const PATIENCE: SignedDuration = SignedDuration::from_mins(5);
+/// How soon the schedule tries again, at the latest, after a comparison that could not be made.
+const AGAIN: SignedDuration = SignedDuration::from_hours(1);
+/// Tables that a sentence names at most.
+const TABLES_NAMED_MAX: usize = 5;
+
+/// How source comparison stands, and what to do about it.
+#[derive(Debug)]
+pub(super) struct Comparison<'a> {
+    /// What to do.
+    pub(super) steps: Vec<Step>,
+    /// The last one that ended, as it is to be recorded.
+    pub(super) last: Option<LastComparison>,
+    /// The last one speaks of the spec as it is now.
+    is_current: bool,
+    /// One is asked for.
+    is_due: bool,
+    /// The one that is under way.
+    running: Option<&'a ComparisonJob>,
+}
+
+/// How source comparison stands in a pipeline that nobody deleted.
+pub(super) fn comparison<'a>(world: &'a World, stage: &Stage<'_>) -> Result<Comparison<'a>, PlanError> {
+    let (Target::Minted(revision) | Target::Mint(revision) | Target::Clash(revision)) = target(world)?;
+    let spec = manifests::compared_spec(world, &revision)?;
+    // 1. What ended, or is of no use?
+    let (mut last, mut steps) = settle(world, &spec);
+    // 2. What is asked for?
+    let (token, complaint) = token(world);
+    steps.extend(complaint.map(Step::Emit));
+    let token = token.filter(|token| last.as_ref().and_then(|last| last.token.as_deref()) != Some(*token));
+    let is_due = token.is_some() || is_scheduled(world, last.as_ref(), &spec);
+    // 3. Can it begin?
+    let is_idle = world.comparisons.iter().all(|job| is_over(world, job));
+    if is_due && is_idle && is_ready(stage) {
+        let name = next_name(world, &spec, token);
+        if let Some(refusal) = &world.comparison_refused {
+            let job = Attempt { name: &name, revision: &revision.name.0, spec: &spec, token };
+            let result = ComparisonResult::unknown(&format!("Kubernetes refuses the Job: {refusal}"));
+            let record = record(world, &job, whole_seconds(world.now), result);
+            steps.extend(PlannedEvent::compared(world, &record).map(Step::Emit));
+            last = Some(record);
+        } else {
+            steps.extend(world.comparisons.iter().map(delete));
+            steps.push(Step::Apply(manifests::comparison_job(world, &revision, &name, token)?));
+        }
+    }
+    let is_current = last.as_ref().is_some_and(|last| last.spec == spec);
+    let is_running =
+        |job: &&ComparisonJob| !job.is_deleting && is_under_way(job) && !is_of_no_use(world, job, &spec);
+    let running = world.comparisons.iter().find(is_running);
+    Ok(Comparison { steps, last, is_current, is_due, running })
+}
+
+impl Comparison<'_> {
+    /// What the condition says. The same again is said in the same words.
+    pub(super) fn finding(&self, pipeline: &str) -> (Truth, OperatorReason, String) {
+        let last = self.last.as_ref().filter(|_| self.is_current);
+        match (last, self.running) {
+            (Some(last), _) => {
+                let (truth, reason) = match last.result.verdict {
+                    ComparisonVerdict::Equal => (Truth::True, OperatorReason::Equal),
+                    ComparisonVerdict::Different => (Truth::False, OperatorReason::Different),
+                    ComparisonVerdict::Unknown => (Truth::Unknown, OperatorReason::ComparisonFailed),
+                };
+                (truth, reason, sentence(pipeline, last))
+            }
+            (None, Some(job)) => (Truth::Unknown, OperatorReason::Comparing, of_running(job)),
+            (None, None) => self.unknown(pipeline),
+        }
+    }
+
+    fn unknown(&self, pipeline: &str) -> (Truth, OperatorReason, String) {
+        let next = if self.is_due {
+            "The next comparison begins when every change is applied and all rows are copied".to_owned()
+        } else {
+            format!(
+                "kubectl annotate cdc {pipeline} --overwrite {ANNOTATION_COMPARE_SOURCE}=TOKEN begins one; spec.sourceComparison.interval repeats it"
+            )
+        };
+        let (reason, known) = if self.last.is_some() {
+            (OperatorReason::ComparisonOutdated, "The last comparison was of the spec as it was before")
+        } else {
+            (OperatorReason::NeverCompared, "The sink was not compared with the source yet")
+        };
+        (Truth::Unknown, reason, format!("{known}. {next}"))
+    }
+}
+
+fn of_running(job: &ComparisonJob) -> String {
+    match &job.progress {
+        ComparisonProgress::Waiting { trouble: Some(trouble) } => {
+            format!("The Job {} waits to compare: {trouble}", job.name)
+        }
+        ComparisonProgress::Waiting { trouble: None }
+        | ComparisonProgress::Running
+        | ComparisonProgress::Ended { .. } => {
+            format!("The Job {} compares the sink with the source", job.name)
+        }
+    }
+}
+
+/// What a comparison found, and what to do about it.
+pub(super) fn sentence(pipeline: &str, last: &LastComparison) -> String {
+    let result = &last.result;
+    let reason = result.reason.as_deref().unwrap_or("no reason is given");
+    match result.verdict {
+        ComparisonVerdict::Equal => {
+            format!("The rows of all {} tables are the same in source and sink", result.tables)
+        }
+        ComparisonVerdict::Different => {
+            let unknown = match result.tables_unknown {
+                0 => String::new(),
+                count => format!("; {count} could not be compared: {reason}"),
+            };
+            let resnapshot = result.different.first().map_or_else(String::new, |first| {
+                format!(
+                    "; kubectl annotate cdc {pipeline} --overwrite {ANNOTATION_RESNAPSHOT}=TOKEN:{} copies a table again",
+                    first.table
+                )
+            });
+            format!(
+                "Rows differ in {} of {} tables: {}{unknown}. For an hour kubectl logs job/{} names them{resnapshot}",
+                result.tables_different,
+                result.tables,
+                named(result),
+                last.job,
+            )
+        }
+        ComparisonVerdict::Unknown if result.tables == 0 => {
+            format!("The sink could not be compared with the source: {reason}")
+        }
+        ComparisonVerdict::Unknown => {
+            format!("Of {} tables {} could not be compared: {reason}", result.tables, result.tables_unknown)
+        }
+    }
+}
+
+/// `public.orders (2 rows), public.items (at least 1000 rows) and 3 more`.
+fn named(result: &ComparisonResult) -> String {
+    let named: Vec<String> = result
+        .different
+        .iter()
+        .take(TABLES_NAMED_MAX)
+        .map(|table| {
+            let least = if table.is_at_least { "at least " } else { "" };
+            let rows = if table.rows == 1 { "row" } else { "rows" };
+            format!("{} ({least}{} {rows})", table.table, table.rows)
+        })
+        .collect();
+    let more = usize::try_from(result.tables_different).unwrap_or(usize::MAX).saturating_sub(named.len());
+    let more = if more == 0 { String::new() } else { format!(" and {more} more") };
+    format!("{}{more}", named.join(", "))
+}
+
+/// Records what the newest Job came to, and removes what is of no use.
+fn settle(world: &World, spec: &str) -> (Option<LastComparison>, Vec<Step>) {
+    let mut last = recorded(world).cloned();
+    let mut steps = Vec::new();
+    for job in world.comparisons.iter().filter(|job| !job.is_deleting) {
+        if is_of_no_use(world, job, spec) {
+            steps.push(delete(job));
+        } else if is_newest(world, job)
+            && !is_recorded(world, job)
+            && let Some((at, result)) = outcome(world, job)
+        {
+            let attempt = Attempt {
+                name: &job.name,
+                revision: &job.revision.0,
+                spec: &job.spec,
+                token: job.token.as_deref(),
+            };
+            let record = record(world, &attempt, at, result);
+            steps.extend(PlannedEvent::compared(world, &record).map(Step::Emit));
+            last = Some(record);
+        }
+    }
+    (last, steps)
+}
+
+/// A Job of another spec, one that runs although the pipeline is paused, and one that was given up.
+fn is_of_no_use(world: &World, job: &ComparisonJob, spec: &str) -> bool {
+    let is_under_way = is_under_way(job);
+    if is_recorded(world, job) {
+        return is_under_way;
+    }
+    job.spec != spec || (is_under_way && (world.pipeline.spec.paused || !is_newest(world, job)))
+}
+
+/// What a Job came to, and when; absent while it may still come to something.
+fn outcome(world: &World, job: &ComparisonJob) -> Option<(Timestamp, ComparisonResult)> {
+    let age = world.now.duration_since(job.created);
+    let timeout = world.pipeline.spec.source_comparison.timeout();
+    let reason = match &job.progress {
+        ComparisonProgress::Ended { at, result } => return Some((whole_seconds(*at), result.clone())),
+        ComparisonProgress::Waiting { trouble } if age > PATIENCE => match trouble {
+            Some(trouble) => trouble.clone(),
+            None => format!(
+                "Kubernetes does not start the pod of the Job {}, mostly because of a quota, Pod Security or a webhook: kubectl get events shows what refuses it",
+                job.name
+            ),
+        },
+        ComparisonProgress::Running if age > timeout + PATIENCE => {
+            format!("The Job {} does not end although its time is over", job.name)
+        }
+        ComparisonProgress::Waiting { .. } | ComparisonProgress::Running => return None,
+    };
+    Some((whole_seconds(world.now), ComparisonResult::unknown(&reason)))
+}
+
+/// A comparison that ended or was refused.
+struct Attempt<'a> {
+    name: &'a str,
+    revision: &'a str,
+    spec: &'a str,
+    token: Option<&'a str>,
+}
+
+fn record(world: &World, attempt: &Attempt<'_>, at: Timestamp, result: ComparisonResult) -> LastComparison {
+    let settled = || recorded(world)?.token.clone();
+    LastComparison {
+        completion_time: Time(at),
+        revision: attempt.revision.to_owned(),
+        spec: attempt.spec.to_owned(),
+        job: attempt.name.to_owned(),
+        token: attempt.token.map(str::to_owned).or_else(settled),
+        result: result.shortened(),
+    }
+}
+
+/// The last comparison as the status has it.
+pub(super) fn recorded(world: &World) -> Option<&LastComparison> {
+    world.pipeline.status.as_ref()?.source_comparison.as_ref()
+}
+
+fn is_recorded(world: &World, job: &ComparisonJob) -> bool {
+    recorded(world).is_some_and(|last| last.job == job.name)
+}
+
+fn is_under_way(job: &ComparisonJob) -> bool {
+    !matches!(job.progress, ComparisonProgress::Ended { .. })
+}
+
+fn is_newest(world: &World, job: &ComparisonJob) -> bool {
+    world.comparisons.last().is_some_and(|newest| newest.name == job.name)
+}
+
+/// Kept for its log alone.
+fn is_over(world: &World, job: &ComparisonJob) -> bool {
+    !job.is_deleting && !is_under_way(job) && (is_recorded(world, job) || !is_newest(world, job))
+}
+
+/// The token of the annotation, or what is wrong with it.
+fn token(world: &World) -> (Option<&str>, Option<PlannedEvent>) {
+    let annotations = world.pipeline.metadata.annotations.as_ref();
+    let text = annotations.and_then(|all| all.get(ANNOTATION_COMPARE_SOURCE)).map(|text| text.trim());
+    match text {
+        None | Some("") => (None, None),
+        Some(token) if is_token(token) => (Some(token), None),
+        Some(text) => {
+            let given: String = text.chars().take(100).collect();
+            let why = format!(
+                "`{given}` is no token: write 1 to 63 letters, digits, dots, dashes and underscores, such as 2026-11-21; another token asks again"
+            );
+            (None, Some(PlannedEvent::annotation_invalid(ANNOTATION_COMPARE_SOURCE, text, &why)))
+        }
+    }
+}
+
+/// Whether the schedule asks for one: the first, one of a changed spec, or one after the interval. A part of the interval
+/// that the UID decides keeps pipelines that were made together from comparing together for ever.
+fn is_scheduled(world: &World, last: Option<&LastComparison>, spec: &str) -> bool {
+    let Some(interval) = world.pipeline.spec.source_comparison.interval() else { return false };
+    let Some(last) = last.filter(|last| last.spec == spec) else { return true };
+    let pause = match last.result.verdict {
+        ComparisonVerdict::Equal | ComparisonVerdict::Different => interval,
+        ComparisonVerdict::Unknown => interval.min(AGAIN),
+    };
+    let share = i64::from_str_radix(&uid8(&world.uid), 16).unwrap_or_default() % 100;
+    let spread = SignedDuration::from_secs(pause.as_secs() * share / 1000);
+    world.now.duration_since(last.completion_time.0) >= pause + spread
+}
+
+/// Every change is applied, and all rows are copied: before that, tables are unknown, and a barrier is met late.
+fn is_ready(stage: &Stage<'_>) -> bool {
+    let Stage::Run { replicas: 1.., shards, outdated, missing: None, .. } = stage else { return false };
+    outdated.is_empty()
+        && all_stream(shards)
+        && shards.iter().filter_map(reporting).all(penstock_crds::report::Report::has_all_rows)
+}
+
+/// The same until something is recorded, so that a Job that was just made is not made twice.
+fn next_name(world: &World, spec: &str, token: Option<&str>) -> String {
+    let last = recorded(world).map(|last| last.job.as_str()).unwrap_or_default();
+    let identity = [world.uid.as_str(), last, spec, token.unwrap_or_default()].join("\n");
+    names::comparison_job(world.name(), &uid8(&identity))
+}
+
+/// Removes a Job, and its pod.
+pub(super) fn delete(job: &ComparisonJob) -> Step {
+    Step::Delete(Doomed { kind: DoomedKind::Job, name: job.name.clone(), uid: job.uid.clone() })
+}
