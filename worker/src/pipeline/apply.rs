@@ -438,7 +438,12 @@ impl<'a> Applier<'a> {
     /// Commits what is pending: sink, then volume, then the source hears of it. Must not be called inside a
     /// source transaction.
     pub(super) async fn commit(&mut self) -> Result<(), Failure> {
-        let Some(pending) = self.pending.take() else { return Ok(()) };
+        let pending = match self.pending.take() {
+            Some(pending) => pending,
+            // Something was noted where the sink stands.
+            None if self.is_writing => Pending::new(self.durable),
+            None => return Ok(()),
+        };
         let began = Instant::now();
         self.write_batch().await?;
         if !self.is_writing {
