@@ -142,15 +142,19 @@ impl Side {
         Ok(())
     }
 
-    /// Whether the table's columns are as they were at the snapshot. Statements find columns by the names of now, and rows that
-    /// an old snapshot reads through a new description may look like others.
-    pub(super) async fn has_same_columns(&self, name: &TableName) -> Result<bool, Failure> {
+    /// Whether the table's columns and keys are as they were at the snapshot. Statements find columns by the names of now, rows
+    /// that an old snapshot reads through a new description may look like others, and without its key a row is not told from
+    /// another.
+    pub(super) async fn is_as_at_snapshot(&self, name: &TableName) -> Result<bool, Failure> {
         let sql = "SELECT pg_catalog.string_agg(pg_catalog.format('%s %s %s %s %s', a.attnum, a.attname, a.atttypid, a.xmin, ( \
                        SELECT pg_catalog.string_agg(label.xmin::text, ',' ORDER BY label.oid) \
                        FROM pg_catalog.pg_enum AS label WHERE label.enumtypid = a.atttypid)), ';' ORDER BY a.attnum) \
+                       || (SELECT pg_catalog.concat(c.relreplident, pg_catalog.string_agg( \
+                           pg_catalog.format('%s %s %s', i.indisprimary, i.indisreplident, i.indkey), ';' ORDER BY i.indisprimary, i.indkey::text)) \
+                           FROM pg_catalog.pg_index AS i WHERE i.indrelid = c.oid AND (i.indisprimary OR i.indisreplident)) \
                    FROM pg_catalog.pg_attribute AS a JOIN pg_catalog.pg_class AS c ON c.oid = a.attrelid \
                    JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace \
-                   WHERE a.attnum > 0 AND n.nspname = $1::text::name AND c.relname = $2::text::name";
+                   WHERE a.attnum > 0 AND n.nspname = $1::text::name AND c.relname = $2::text::name GROUP BY c.oid, c.relreplident";
         let doing = format!("looking at the columns of {name}");
         let failed = |error: Error| self.failed(&error, &doing);
         let now = self
@@ -160,7 +164,7 @@ impl Side {
             .map_err(|error| error.failure(self.end, &self.endpoint.connection))?;
         let parameters: [&(dyn ToSql + Sync); 2] = [&name.schema, &name.name];
         let read = async |session: &Session| -> Result<Option<String>, Error> {
-            session.query_one(sql, &parameters).await?.try_get(0)
+            session.query_opt(sql, &parameters).await?.map(|row| row.try_get(0)).transpose()
         };
         let at_snapshot = read(self.session()?).await.map_err(failed)?;
         let is_same = read(&now).await.map_err(failed)? == at_snapshot;

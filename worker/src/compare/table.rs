@@ -85,8 +85,8 @@ pub(super) async fn compare(
     let mut compared = comparing.run(ends, &changes.rows, &changes.deltas).await;
     if compared.is_ok() && comparing.result.differing_rows > 0 {
         for (side, name) in [(ends.source, &subject.name), (ends.sink, &subject.sink)] {
-            if !side.has_same_columns(name).await? {
-                compared = Err(Unsettled::Later("its columns were changed meanwhile".into()));
+            if !side.is_as_at_snapshot(name).await? {
+                compared = Err(Unsettled::Later("its columns or keys were changed meanwhile".into()));
             }
         }
     }

@@ -10,6 +10,7 @@ mod common;
 #[allow(dead_code, reason = "the tests of types use more of it")]
 mod samples;
 
+mod altered;
 mod finds;
 mod kit;
 mod load;
