@@ -6,8 +6,7 @@
 //! the snapshot knows.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use futures::future::try_join_all;
@@ -49,6 +48,10 @@ pub(super) enum Unsettled {
     Failed(#[from] Failure),
 }
 
+/// The end at which somebody waits for the table that is compared. Both ends give way to either: the one that has read its
+/// parts holds its lock for as long as the other reads.
+pub(super) type Awaited = Arc<OnceLock<End>>;
+
 /// A part of a table, for FROM and WHERE, with the alias `t`.
 type Part = String;
 
@@ -59,7 +62,7 @@ pub(super) struct Locked<'a> {
     /// As SQL names it.
     table: String,
     parts: Vec<Part>,
-    is_awaited: Arc<AtomicBool>,
+    awaited: Awaited,
     _watch: AbortOnDropHandle<()>,
 }
 
@@ -92,7 +95,12 @@ impl Side {
     }
 
     /// Locks a table against rewrites, and makes sure that none came since the snapshot.
-    pub(super) async fn lock(&self, name: &TableName, is_partitioned: bool) -> Result<Locked<'_>, Unsettled> {
+    pub(super) async fn lock(
+        &self,
+        name: &TableName,
+        is_partitioned: bool,
+        awaited: &Awaited,
+    ) -> Result<Locked<'_>, Unsettled> {
         let table = if is_partitioned { name.quoted() } else { format!("ONLY {}", name.quoted()) };
         let mut locked = 0;
         let taken = self.take_lock(&table, &mut locked).await;
@@ -103,10 +111,10 @@ impl Side {
         };
         let why = match files {
             Ok(Some((oids, parts))) => {
-                let is_awaited = Arc::new(AtomicBool::new(false));
-                let watch = watch_for_waiters(self.endpoint.clone(), oids, Arc::clone(&is_awaited));
+                let awaited = Arc::clone(awaited);
+                let watch = watch_for_waiters(self.end, self.endpoint.clone(), oids, Arc::clone(&awaited));
                 let watch = AbortOnDropHandle::new(tokio::spawn(watch));
-                return Ok(Locked { side: self, table, parts, is_awaited, _watch: watch });
+                return Ok(Locked { side: self, table, parts, awaited, _watch: watch });
             }
             Ok(None) => {
                 let what = format!("at the {} it was rewritten, dropped or truncated meanwhile", self.end);
@@ -299,16 +307,16 @@ impl Locked<'_> {
 
     /// Somebody waits to rewrite the table.
     fn give_way(&self) -> Result<(), Unsettled> {
-        if self.is_awaited.load(Ordering::Relaxed) {
-            return Err(Unsettled::Later(format!("at the {} somebody waited to rewrite it", self.side.end)));
+        match self.awaited.get() {
+            Some(end) => Err(Unsettled::Later(format!("at the {end} somebody waited to rewrite it"))),
+            None => Ok(()),
         }
-        Ok(())
     }
 }
 
 /// Looks again and again whether somebody waits for one of the tables alone. Whoever cannot look does not know: the
 /// lock then lasts as long as the table is compared.
-async fn watch_for_waiters(endpoint: Endpoint, oids: Vec<u32>, is_awaited: Arc<AtomicBool>) {
+async fn watch_for_waiters(end: End, endpoint: Endpoint, oids: Vec<u32>, awaited: Awaited) {
     sleep(LOOK_FOR_WAITERS_EVERY).await;
     let Ok(session) = endpoint.connect("penstock compare").await else { return };
     let sql = "SELECT EXISTS (SELECT FROM pg_catalog.pg_locks WHERE NOT granted AND locktype = 'relation' \
@@ -317,7 +325,7 @@ async fn watch_for_waiters(endpoint: Endpoint, oids: Vec<u32>, is_awaited: Arc<A
                    AND database = (SELECT oid FROM pg_catalog.pg_database WHERE datname = pg_catalog.current_database()))";
     while let Ok(row) = session.query_one(sql, &[&oids]).await {
         if row.get(0) {
-            is_awaited.store(true, Ordering::Relaxed);
+            let _the_other_end_was_first = awaited.set(end);
             return;
         }
         sleep(LOOK_FOR_WAITERS_EVERY).await;

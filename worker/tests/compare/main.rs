@@ -12,6 +12,7 @@ mod samples;
 
 mod altered;
 mod finds;
+mod gives_way;
 mod kit;
 mod load;
 mod protocol;
