@@ -26,6 +26,10 @@ CREATE TABLE penstock.checkpoint (
     source_system_id text        NOT NULL,
     source_timeline  bigint      NOT NULL,
     slot             text        NOT NULL,
+    -- The last mark of ours that was read of that log: one that lacks it there has another history.
+    heartbeat_lsn    pg_lsn,
+    heartbeat_xid    bigint,
+    heartbeat_token  uuid,
     -- The server that this row was written on.
     sink_system_id   text        NOT NULL,
     sink_timeline    bigint      NOT NULL,
