@@ -41,12 +41,6 @@ pub(super) async fn stream(context: Context<'_>, ready: Ready) -> Result<(), Fai
     };
     let writer = fenced.sink.writer(checkpoint.sequence).await?;
     let reader = source::spawn_reader(settings.pipeline.source.clone(), request);
-    let batch = &settings.pipeline.manifest.spec.sink.postgres.batch;
-    let bounds = Bounds {
-        max_rows: batch.max_rows,
-        max_bytes: batch.max_bytes,
-        max_delay: Duration::from_millis(u64::from(batch.max_delay_ms)),
-    };
     let (status, metrics, heartbeat_due) = (context.status, context.metrics, Due::default());
     let ends = Ends {
         heartbeat_due: heartbeat_due.clone(),
@@ -69,7 +63,7 @@ pub(super) async fn stream(context: Context<'_>, ready: Ready) -> Result<(), Fai
         .collect();
     let (announce, announced) = mpsc::unbounded_channel();
     let shapes = ShapeKeeper::new(context, known.clone(), announced);
-    let mut applier = Applier::new(ends, checkpoint, tables, ranges, shapes, &bounds);
+    let mut applier = Applier::new(ends, checkpoint, tables, ranges, shapes, &bounds(context));
     context.status.durable(checkpoint.sequence, checkpoint.end_lsn, None);
     let first = match recognise(context, &mut fenced, &mut applier.ends.reader, from.mark).await {
         Ok(Some(first)) => first,
@@ -98,6 +92,15 @@ pub(super) async fn stream(context: Context<'_>, ready: Ready) -> Result<(), Fai
             let failure = noted(&mut fenced, failure).await?;
             Err(explain_refusal(context, &mut fenced, &own, failure).await)
         }
+    }
+}
+
+fn bounds(context: Context<'_>) -> Bounds {
+    let batch = &context.settings.pipeline.manifest.spec.sink.postgres.batch;
+    Bounds {
+        max_rows: batch.max_rows,
+        max_bytes: batch.max_bytes,
+        max_delay: Duration::from_millis(u64::from(batch.max_delay_ms)),
     }
 }
 
