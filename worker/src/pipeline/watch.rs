@@ -157,17 +157,15 @@ impl Watch {
         if self.tables_looked_at.is_some_and(|at| at.elapsed() < LOOK_AT_TABLES_EVERY) {
             return Ok(Look::Usual(session));
         }
-        self.tables_looked_at = Some(Instant::now());
-        Ok(match self.what_changed(&session).await? {
-            None => {
-                self.announcer.look(&session).await?;
-                Look::Usual(session)
-            }
-            Some(what) => {
-                let message = format!("While changes were read, {what}; the tables are looked at again.");
-                Look::Changed(Failure::new(Reason::TablesChanged, message))
-            }
-        })
+        let began = Instant::now();
+        if let Some(what) = self.what_changed(&session).await? {
+            let message = format!("While changes were read, {what}; the tables are looked at again.");
+            return Ok(Look::Changed(Failure::new(Reason::TablesChanged, message)));
+        }
+        self.announcer.look(&session).await?;
+        // A look that failed does not count: nobody would notice that all of them do.
+        self.tables_looked_at = Some(began);
+        Ok(Look::Usual(session))
     }
 
     /// A mark that is not written leaves a restored source unrecognised for a little longer, and is no reason to stop.
