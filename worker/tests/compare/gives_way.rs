@@ -17,13 +17,13 @@ const TABLES: &str = "
     ALTER TABLE parted_0 ALTER COLUMN doc SET STORAGE EXTERNAL;
     ALTER TABLE parted_1 ALTER COLUMN doc SET STORAGE EXTERNAL;";
 
-/// Keeps others from reading the large values of a partition until it is rolled back.
-async fn hold(server: &Server, database: &str, partition: &str) -> Result<Client> {
+/// Keeps others from reading the large values of a table until it is rolled back.
+pub(crate) async fn hold(server: &Server, database: &str, table: &str) -> Result<Client> {
     let index = server
         .value(
             database,
             &format!(
-                "SELECT indexrelid::regclass FROM pg_index JOIN pg_class ON reltoastrelid = indrelid WHERE relname = '{partition}'"
+                "SELECT indexrelid::regclass FROM pg_index JOIN pg_class ON reltoastrelid = indrelid WHERE relname = '{table}'"
             ),
         )
         .await?;
@@ -32,7 +32,7 @@ async fn hold(server: &Server, database: &str, partition: &str) -> Result<Client
     Ok(client)
 }
 
-async fn until(server: &Server, database: &str, what: &str, condition: &str) -> Result<()> {
+pub(crate) async fn until(server: &Server, database: &str, what: &str, condition: &str) -> Result<()> {
     for _ in 0..1000 {
         if server.value(database, &format!("SELECT {condition}")).await? == "t" {
             return Ok(());
