@@ -70,8 +70,8 @@ pub(super) async fn stream(context: Context<'_>, ready: Ready) -> Result<(), Fai
         Ok(None) => return Ok(()),
         Err(failure) => return Err(noted(&mut fenced, failure).await?),
     };
-    let announcer = Announcer { known, announce };
-    let mut watch = watch_source(context, &fenced, assigned.followed, announcer, heartbeat_due)?;
+    let watched = Announcer { known, announce };
+    let mut watch = watch_source(context, &fenced, assigned.followed, watched, heartbeat_due)?;
     context.status.enter(WorkerPhase::Streaming);
     tracing::info!(lsn = %checkpoint.end_lsn, sequence = checkpoint.sequence, "streaming");
     fenced.sink.no_dead_end().await?;
