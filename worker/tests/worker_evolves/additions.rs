@@ -118,7 +118,7 @@ async fn columns_that_change_while_the_watch_is_blind_are_not_missed() -> Result
     client.run("BEGIN; LOCK TABLE pg_publication IN ACCESS EXCLUSIVE MODE").await?;
     let waits = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'penstock watch' \
                  AND datname = current_database() AND wait_event_type = 'Lock'";
-    while client.value(waits).await? == "0" {
+    while rig.source_value(waits).await? == "0" {
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
     client.run("ALTER TABLE things ADD COLUMN shade text DEFAULT 'dark'; COMMIT").await?;
