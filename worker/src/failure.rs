@@ -10,6 +10,9 @@ use crate::decode::{DecodeError, ProtocolViolation};
 pub const BEGIN_ANEW: &str =
     "To have all tables copied again from a new slot, run penstock-worker begin-anew.";
 
+/// The way out that copies nothing.
+pub const ACCEPT_LOSS: &str = "To go on without what is lost, run penstock-worker accept-loss.";
+
 /// An error that has reached `pipeline.rs`. The reason decides what happens next ([`Reason::policy`]).
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{message}")]

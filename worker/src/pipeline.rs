@@ -7,6 +7,7 @@ mod chunks;
 mod copy;
 mod decided;
 mod followed;
+mod heartbeat;
 mod land;
 mod ranges;
 mod shapes;
@@ -19,6 +20,7 @@ use tokio_util::sync::CancellationToken;
 
 use self::decided::Start;
 use self::followed::FollowedTables;
+use self::heartbeat::ReadFrom;
 use self::ranges::RangeTable;
 use self::start::{Assigned, Fenced};
 use crate::change::Checkpoint;
@@ -79,8 +81,10 @@ async fn prepare(context: Context<'_>) -> Result<Ready, Failure> {
     // 8. The rows that are not there yet, but for those that can be copied while the stream runs.
     let (tables, ranges) =
         copy::copy_missing(context, &source, &assigned.tables, states, &mut fenced, &mut resumed).await?;
+    // Nothing has moved the slot since step 4, but for a new one.
+    let from = start::read_from(&source, &fenced, &resumed).await?;
     source.session.close().await;
-    Ok(Ready { volume, fenced, checkpoint: resumed.checkpoint, tables, ranges, assigned })
+    Ok(Ready { volume, fenced, checkpoint: resumed.checkpoint, from, tables, ranges, assigned })
 }
 
 /// Everything that the stream needs.
@@ -88,6 +92,7 @@ struct Ready {
     volume: Volume,
     fenced: Fenced,
     checkpoint: Checkpoint,
+    from: ReadFrom,
     tables: FollowedTables,
     /// The tables that are copied while the stream runs.
     ranges: Vec<RangeTable>,

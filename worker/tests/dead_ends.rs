@@ -222,11 +222,9 @@ async fn another_source_is_begun_anew_and_no_loss_of_it_is_accepted() -> Result<
     recorded(&rig, "begin-anew", "SourceChanged").await
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_source_restored_to_an_older_state_is_begun_anew() -> Result<()> {
-    let rig = rig().await?;
-    let mut worker = caught_up(&rig).await?;
-    worker.terminate()?;
+/// The source is an image of itself from before the last rows, which the sink has.
+async fn restore_the_source(rig: &Rig) -> Result<()> {
+    caught_up(rig).await?.terminate()?;
     rig.source.stop().await?;
     let image = rig.source.data().with_file_name("image");
     copy(&rig.source.data(), &image)?;
@@ -237,29 +235,77 @@ async fn a_source_restored_to_an_older_state_is_begun_anew() -> Result<()> {
     )
     .await?;
     rig.wait_until_caught_up().await?;
+    rig.wait_for("SELECT heartbeat_lsn IS NOT NULL FROM penstock.checkpoint", "t").await?;
     worker.terminate()?;
     rig.source.stop().await?;
     std::fs::remove_dir_all(rig.source.data())?;
     copy(&image, &rig.source.data())?;
-    rig.source.restart().await?;
-    let worker = rig.start(0)?;
-    stalled(&worker, "SourceChanged").await?;
-    // Its log grows past what was read of the other one. The worker looks every second, and is not taken in.
+    rig.source.restart().await
+}
+
+/// Rows of its own, until its log is past what was read of the other one.
+async fn outgrow(rig: &Rig) -> Result<()> {
     rig.on_source("INSERT INTO a SELECT g, repeat('of the image', 20) FROM generate_series(5000, 15000) g")
         .await?;
     let end = rig.source_value("SELECT pg_current_wal_flush_lsn()").await?;
     let is_past =
         rig.sink_value(&format!("SELECT bool_and(end_lsn < '{end}') FROM penstock.checkpoint")).await?;
     ensure!(is_past == "t", "the image has not written enough");
+    Ok(())
+}
+
+const OF_THE_IMAGE: &str = "SELECT count(*) FROM a WHERE body LIKE 'of the image%'";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_source_restored_to_an_older_state_is_begun_anew() -> Result<()> {
+    let rig = rig().await?;
+    restore_the_source(&rig).await?;
+    let worker = rig.start(0)?;
+    stalled(&worker, "SourceChanged").await?;
+    // Its log grows past what was read of the other one. The worker looks every second, and is not taken in.
+    outgrow(&rig).await?;
     tokio::time::sleep(Duration::from_secs(5)).await;
-    ensure!(
-        rig.sink_value("SELECT count(*) FROM a WHERE body LIKE 'of the image%'").await? == "0",
-        "it went on"
-    );
+    ensure!(rig.sink_value(OF_THE_IMAGE).await? == "0", "it went on");
     accepted(&decide(&rig, "begin-anew")?)?;
     worker.wait_for_output("BegunAnew").await?;
     equal_from_here_on(&rig).await?;
     recorded(&rig, "begin-anew", "SourceChanged").await
+}
+
+/// The new slot is short of what was read of the other log.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_source_restored_to_an_older_state_is_begun_anew_before_its_log_has_grown() -> Result<()> {
+    let rig = rig().await?;
+    restore_the_source(&rig).await?;
+    let worker = rig.start(0)?;
+    stalled(&worker, "SourceChanged").await?;
+    accepted(&decide(&rig, "begin-anew")?)?;
+    worker.wait_for_output("BegunAnew").await?;
+    equal_from_here_on(&rig).await?;
+    recorded(&rig, "begin-anew", "SourceChanged").await
+}
+
+/// Its log is past what was read of the other one before anybody looks: only what stands in it tells them apart.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_disk_image_of_the_source_that_was_written_since_is_recognised() -> Result<()> {
+    let rig = rig().await?;
+    restore_the_source(&rig).await?;
+    outgrow(&rig).await?;
+    let worker = rig.start(0)?;
+    stalled(&worker, "SourceChanged").await?;
+    rig.on_source("INSERT INTO a VALUES (20000, 'of the image')").await?;
+    // It looks again, and what it acknowledged meanwhile does not take it in.
+    let times = || anyhow::Ok(worker.output()?.matches("does not have the mark").count());
+    let before = times()?;
+    while times()? == before {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    ensure!(rig.sink_value(OF_THE_IMAGE).await? == "0", "it went on");
+    accepted(&decide(&rig, "accept-loss")?)?;
+    worker.wait_for_output("LossAccepted").await?;
+    recorded(&rig, "accept-loss", "SourceChanged").await?;
+    rig.on_source("INSERT INTO a VALUES (30000, 'seen')").await?;
+    rig.wait_for("SELECT count(*) FROM a WHERE body = 'seen'", "1").await
 }
 
 fn copy(from: &std::path::Path, to: &std::path::Path) -> Result<()> {

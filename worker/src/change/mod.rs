@@ -2,6 +2,7 @@
 
 mod checkpoint;
 mod column_type;
+mod heartbeat;
 mod lsn;
 mod relation;
 mod row;
@@ -11,6 +12,7 @@ pub mod travel;
 
 pub use checkpoint::{Checkpoint, LogIdentity, SourceIdentity, TimelineSwitch};
 pub use column_type::{ColumnType, Definition, MadeType, STABLE_OIDS_END, TypeKind};
+pub use heartbeat::{HEARTBEAT_PREFIX, Heartbeat};
 pub use lsn::{InvalidLsn, Lsn, Position};
 pub use relation::{Relation, RelationColumn, RelationId, ReplicaIdentity};
 pub use row::{Change, OldRow, Row, Value};

@@ -4,7 +4,7 @@ use penstock_crds::report::{NoticeReason, Reason};
 
 use super::volume::Record;
 use crate::change::{Checkpoint, LogIdentity, Lsn, TimelineSwitch};
-use crate::failure::{BEGIN_ANEW, Failure};
+use crate::failure::{ACCEPT_LOSS, BEGIN_ANEW, Failure};
 
 /// What the three say. All of them are read after the fence was taken, so nothing moves any more.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -163,9 +163,6 @@ fn notice(
         ),
     })
 }
-
-/// The way out that copies nothing.
-const ACCEPT_LOSS: &str = "To go on without what is lost, run penstock-worker accept-loss.";
 
 fn sink_is_empty(record: &Record) -> Failure {
     let message = format!(

@@ -4,13 +4,36 @@ use std::collections::{BTreeMap, HashMap};
 
 use super::cell::Cell;
 use super::subject::Subject;
-use crate::change::{Change, OldRow, Relation, RelationId, Row, Value};
+use crate::change::{Change, OldRow, Relation, RelationId, ReplicaIdentity, Row, Value};
 
 /// Text of a key's columns.
 pub(super) type Key = Vec<String>;
 
 /// Memory for the changes of all tables.
 const BYTES_MAX: usize = 24 << 20;
+
+/// How the stream describes a table that is as it was at the snapshot.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Streamed {
+    /// All columns that it sends.
+    pub(super) columns: Vec<String>,
+    /// What old rows hold.
+    pub(super) replica_identity: ReplicaIdentity,
+    /// The columns of that key.
+    pub(super) identity_columns: Vec<String>,
+}
+
+impl Streamed {
+    fn is(&self, relation: &Relation) -> bool {
+        let has = |name: &String| relation.columns.iter().any(|column| column.name == *name);
+        let is_key = |name: &String| self.identity_columns.contains(name);
+        relation.columns.len() == self.columns.len()
+            && self.columns.iter().all(has)
+            && relation.replica_identity == self.replica_identity
+            && (relation.replica_identity == ReplicaIdentity::Full
+                || relation.columns.iter().all(|column| column.is_key == is_key(&column.name)))
+    }
+}
 
 /// What changed of all tables.
 #[derive(Debug, Default)]
@@ -71,14 +94,6 @@ struct Shape {
     key: Vec<usize>,
 }
 
-/// A change that makes no sense, as a clause.
-#[derive(Debug, PartialEq, Eq, thiserror::Error)]
-#[error("the stream sent a change of {table} that makes no sense: {what}")]
-pub(super) struct Senseless {
-    table: String,
-    what: &'static str,
-}
-
 impl Changes {
     /// What changed of a table.
     pub(super) fn take(&mut self, id: RelationId) -> TableChanges {
@@ -86,10 +101,10 @@ impl Changes {
     }
 
     /// The stream describes a table. One that is altered in between cannot be compared at this barrier.
-    pub(super) fn describe(&mut self, relation: &Relation, subject: &Subject, columns: &[String]) {
+    pub(super) fn describe(&mut self, relation: &Relation, subject: &Subject, streamed: &Streamed) {
         let table = self.tables.entry(relation.id).or_default();
         let is_first = table.shape.is_none();
-        let shape = Shape::new(relation, subject, columns);
+        let shape = streamed.is(relation).then(|| Shape::new(relation, subject)).flatten();
         let is_same = table.shape.as_ref().is_none_or(|known| known.relation == *relation);
         match shape {
             Some(shape) if is_same => {
@@ -101,27 +116,22 @@ impl Changes {
         }
     }
 
-    /// Takes a change of a table that was described.
-    pub(super) fn apply(
-        &mut self,
-        id: RelationId,
-        subject: &Subject,
-        change: &Change,
-    ) -> Result<(), Senseless> {
+    /// Takes a change of a table. One that makes no sense, or that was not described, is of a table that is not as it
+    /// was at the snapshot.
+    pub(super) fn apply(&mut self, id: RelationId, subject: &Subject, change: &Change) {
         let table = self.tables.entry(id).or_default();
         if table.void.is_some() {
-            return Ok(());
+            return;
         }
-        let done = if matches!(change, Change::Truncate { .. }) {
+        if matches!(change, Change::Truncate { .. }) {
             table.give_up("it was truncated meanwhile");
-            Ok(())
-        } else if subject.has_key() {
-            table.apply_keyed(change)
-        } else {
-            table.apply_keyless(change)
-        };
+            return;
+        }
+        let taken = if subject.has_key() { table.apply_keyed(change) } else { table.apply_keyless(change) };
+        if let Err(what) = taken {
+            table.give_up(&format!("the stream sent {what}: it was altered meanwhile"));
+        }
         self.keep_within_bounds();
-        done.map_err(|what| Senseless { table: subject.name.to_string(), what })
     }
 }
 
@@ -139,12 +149,8 @@ impl Changes {
 
 impl Shape {
     /// `None`: the table has other columns than when it was inspected.
-    fn new(relation: &Relation, subject: &Subject, columns: &[String]) -> Option<Self> {
-        if relation.columns.len() != columns.len() {
-            return None;
-        }
+    fn new(relation: &Relation, subject: &Subject) -> Option<Self> {
         let place = |name: &String| relation.columns.iter().position(|column| column.name == *name);
-        columns.iter().map(place).collect::<Option<Vec<_>>>()?;
         Some(Self {
             relation: relation.clone(),
             columns: subject.columns.iter().map(place).collect::<Option<_>>()?,
@@ -208,7 +214,7 @@ impl TableChanges {
     }
 
     fn apply_keyed(&mut self, change: &Change) -> Result<(), &'static str> {
-        let shape = self.shape.as_ref().ok_or("it was not described")?;
+        let shape = self.shape.as_ref().ok_or("a row that it had not described")?;
         match change {
             Change::Insert { new, .. } => {
                 let (key, cells) = (shape.key(new, None)?, shape.cells(new)?);
@@ -250,7 +256,7 @@ impl TableChanges {
     }
 
     fn apply_keyless(&mut self, change: &Change) -> Result<(), &'static str> {
-        let shape = self.shape.as_ref().ok_or("it was not described")?;
+        let shape = self.shape.as_ref().ok_or("a row that it had not described")?;
         let (old, new) = match change {
             Change::Insert { new, .. } => (None, Some(shape.texts(new, None)?)),
             Change::Delete { old: OldRow::Full(old), .. } => (Some(shape.texts(old, None)?), None),

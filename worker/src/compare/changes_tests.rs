@@ -24,7 +24,7 @@ fn relation(names: &[&str]) -> Relation {
         name: (*name).to_owned(),
         type_oid: 25,
         type_modifier: -1,
-        is_key: true,
+        is_key: *name == "id",
     };
     Relation {
         id: ID,
@@ -33,6 +33,12 @@ fn relation(names: &[&str]) -> Relation {
         replica_identity: ReplicaIdentity::Default,
         columns: names.iter().map(column).collect(),
     }
+}
+
+fn streamed() -> Streamed {
+    let columns = subject(&[]).columns;
+    let replica_identity = ReplicaIdentity::Default;
+    Streamed { columns, replica_identity, identity_columns: vec!["id".into()] }
 }
 
 /// `-` is NULL, `?` a value that was not sent.
@@ -60,9 +66,9 @@ fn old_key(id: &str) -> OldRow {
 fn after(key: &[&str], changes: &[Change]) -> TableChanges {
     let subject = subject(key);
     let mut all = Changes::default();
-    all.describe(&relation(&["id", "body"]), &subject, &subject.columns);
+    all.describe(&relation(&["id", "body"]), &subject, &streamed());
     for change in changes {
-        all.apply(ID, &subject, change).unwrap();
+        all.apply(ID, &subject, change);
     }
     all.take(ID)
 }
@@ -133,9 +139,29 @@ fn rows_without_key_come_and_go() {
     let expected = [(1, "1"), (-1, "1"), (1, "2"), (-1, "1")];
     assert_eq!(changes.deltas, expected.map(|(sign, id)| Delta { sign, values: values(id) }));
     let mut all = Changes::default();
-    all.describe(&relation(&["id", "body"]), &subject(&[]), &subject(&[]).columns);
+    all.describe(&relation(&["id", "body"]), &subject(&[]), &streamed());
     let partial = Change::Delete { relation: ID, old: old_key("1") };
-    assert!(all.apply(ID, &subject(&[]), &partial).is_err());
+    all.apply(ID, &subject(&[]), &partial);
+    assert!(all.take(ID).void.unwrap().contains("an old row that is not whole"));
+}
+
+/// An UPDATE of the key says nothing of the old row once the replica identity is another one.
+#[test]
+fn a_table_whose_replica_identity_is_another_one_than_at_the_snapshot_is_void() {
+    let subject = subject(&["id"]);
+    let mut by_index = relation(&["id", "body"]);
+    by_index.replica_identity = ReplicaIdentity::Index;
+    let mut by_another_key = relation(&["id", "body"]);
+    for column in &mut by_another_key.columns {
+        column.is_key = column.name == "body";
+    }
+    for described in [by_index, by_another_key] {
+        let mut all = Changes::default();
+        all.describe(&described, &subject, &streamed());
+        all.apply(ID, &subject, &update(None, "2", "a"));
+        let changes = all.take(ID);
+        assert!(changes.rows.is_empty() && changes.void.unwrap().contains("altered"));
+    }
 }
 
 #[test]
@@ -148,7 +174,7 @@ fn a_table_that_is_truncated_or_altered_or_changed_too_much_is_void() {
     {
         let mut all = Changes::default();
         for shape in shapes {
-            all.describe(&relation(&shape), &subject, &subject.columns);
+            all.describe(&relation(&shape), &subject, &streamed());
         }
         assert!(void(all.take(ID)).contains("altered"));
     }

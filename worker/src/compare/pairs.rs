@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use super::changes::Streamed;
 use super::subject::Subject;
 use super::verdict::TableResult;
 use crate::change::table::{SourceTable, TableName};
@@ -16,8 +17,7 @@ const CHAR_OCTAL_SINCE: u32 = 16;
 #[derive(Debug)]
 pub(super) struct Pair {
     pub(super) subject: Subject,
-    /// All columns that the stream sends.
-    pub(super) source_columns: Vec<String>,
+    pub(super) streamed: Streamed,
     pub(super) is_source_partitioned: bool,
     pub(super) is_sink_partitioned: bool,
 }
@@ -106,7 +106,11 @@ fn one(
             is_key_built_in,
             estimated_rows: table.estimated_rows,
         },
-        source_columns,
+        streamed: Streamed {
+            columns: source_columns,
+            replica_identity: table.replica_identity,
+            identity_columns: table.identity_columns.clone(),
+        },
         is_source_partitioned: table.is_partitioned,
         is_sink_partitioned: found.is_partitioned,
     })

@@ -6,8 +6,7 @@
 //! the snapshot knows.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use futures::future::try_join_all;
@@ -49,6 +48,10 @@ pub(super) enum Unsettled {
     Failed(#[from] Failure),
 }
 
+/// The end at which somebody waits for the table that is compared. Both ends give way to either: the one that has read its
+/// parts holds its lock for as long as the other reads.
+pub(super) type Awaited = Arc<OnceLock<End>>;
+
 /// A part of a table, for FROM and WHERE, with the alias `t`.
 type Part = String;
 
@@ -59,7 +62,7 @@ pub(super) struct Locked<'a> {
     /// As SQL names it.
     table: String,
     parts: Vec<Part>,
-    is_awaited: Arc<AtomicBool>,
+    awaited: Awaited,
     _watch: AbortOnDropHandle<()>,
 }
 
@@ -92,7 +95,12 @@ impl Side {
     }
 
     /// Locks a table against rewrites, and makes sure that none came since the snapshot.
-    pub(super) async fn lock(&self, name: &TableName, is_partitioned: bool) -> Result<Locked<'_>, Unsettled> {
+    pub(super) async fn lock(
+        &self,
+        name: &TableName,
+        is_partitioned: bool,
+        awaited: &Awaited,
+    ) -> Result<Locked<'_>, Unsettled> {
         let table = if is_partitioned { name.quoted() } else { format!("ONLY {}", name.quoted()) };
         let mut locked = 0;
         let taken = self.take_lock(&table, &mut locked).await;
@@ -103,10 +111,10 @@ impl Side {
         };
         let why = match files {
             Ok(Some((oids, parts))) => {
-                let is_awaited = Arc::new(AtomicBool::new(false));
-                let watch = watch_for_waiters(self.endpoint.clone(), oids, Arc::clone(&is_awaited));
+                let awaited = Arc::clone(awaited);
+                let watch = watch_for_waiters(self.end, self.endpoint.clone(), oids, Arc::clone(&awaited));
                 let watch = AbortOnDropHandle::new(tokio::spawn(watch));
-                return Ok(Locked { side: self, table, parts, is_awaited, _watch: watch });
+                return Ok(Locked { side: self, table, parts, awaited, _watch: watch });
             }
             Ok(None) => {
                 let what = format!("at the {} it was rewritten, dropped or truncated meanwhile", self.end);
@@ -142,15 +150,19 @@ impl Side {
         Ok(())
     }
 
-    /// Whether the table's columns are as they were at the snapshot. Statements find columns by the names of now, and rows that
-    /// an old snapshot reads through a new description may look like others.
-    pub(super) async fn has_same_columns(&self, name: &TableName) -> Result<bool, Failure> {
+    /// Whether the table's columns and keys are as they were at the snapshot. Statements find columns by the names of now, rows
+    /// that an old snapshot reads through a new description may look like others, and without its key a row is not told from
+    /// another.
+    pub(super) async fn is_as_at_snapshot(&self, name: &TableName) -> Result<bool, Failure> {
         let sql = "SELECT pg_catalog.string_agg(pg_catalog.format('%s %s %s %s %s', a.attnum, a.attname, a.atttypid, a.xmin, ( \
                        SELECT pg_catalog.string_agg(label.xmin::text, ',' ORDER BY label.oid) \
                        FROM pg_catalog.pg_enum AS label WHERE label.enumtypid = a.atttypid)), ';' ORDER BY a.attnum) \
+                       || (SELECT pg_catalog.concat(c.relreplident, pg_catalog.string_agg( \
+                           pg_catalog.format('%s %s %s', i.indisprimary, i.indisreplident, i.indkey), ';' ORDER BY i.indisprimary, i.indkey::text)) \
+                           FROM pg_catalog.pg_index AS i WHERE i.indrelid = c.oid AND (i.indisprimary OR i.indisreplident)) \
                    FROM pg_catalog.pg_attribute AS a JOIN pg_catalog.pg_class AS c ON c.oid = a.attrelid \
                    JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace \
-                   WHERE a.attnum > 0 AND n.nspname = $1::text::name AND c.relname = $2::text::name";
+                   WHERE a.attnum > 0 AND n.nspname = $1::text::name AND c.relname = $2::text::name GROUP BY c.oid, c.relreplident";
         let doing = format!("looking at the columns of {name}");
         let failed = |error: Error| self.failed(&error, &doing);
         let now = self
@@ -160,7 +172,7 @@ impl Side {
             .map_err(|error| error.failure(self.end, &self.endpoint.connection))?;
         let parameters: [&(dyn ToSql + Sync); 2] = [&name.schema, &name.name];
         let read = async |session: &Session| -> Result<Option<String>, Error> {
-            session.query_one(sql, &parameters).await?.try_get(0)
+            session.query_opt(sql, &parameters).await?.map(|row| row.try_get(0)).transpose()
         };
         let at_snapshot = read(self.session()?).await.map_err(failed)?;
         let is_same = read(&now).await.map_err(failed)? == at_snapshot;
@@ -295,16 +307,16 @@ impl Locked<'_> {
 
     /// Somebody waits to rewrite the table.
     fn give_way(&self) -> Result<(), Unsettled> {
-        if self.is_awaited.load(Ordering::Relaxed) {
-            return Err(Unsettled::Later(format!("at the {} somebody waited to rewrite it", self.side.end)));
+        match self.awaited.get() {
+            Some(end) => Err(Unsettled::Later(format!("at the {end} somebody waited to rewrite it"))),
+            None => Ok(()),
         }
-        Ok(())
     }
 }
 
 /// Looks again and again whether somebody waits for one of the tables alone. Whoever cannot look does not know: the
 /// lock then lasts as long as the table is compared.
-async fn watch_for_waiters(endpoint: Endpoint, oids: Vec<u32>, is_awaited: Arc<AtomicBool>) {
+async fn watch_for_waiters(end: End, endpoint: Endpoint, oids: Vec<u32>, awaited: Awaited) {
     sleep(LOOK_FOR_WAITERS_EVERY).await;
     let Ok(session) = endpoint.connect("penstock compare").await else { return };
     let sql = "SELECT EXISTS (SELECT FROM pg_catalog.pg_locks WHERE NOT granted AND locktype = 'relation' \
@@ -313,7 +325,7 @@ async fn watch_for_waiters(endpoint: Endpoint, oids: Vec<u32>, is_awaited: Arc<A
                    AND database = (SELECT oid FROM pg_catalog.pg_database WHERE datname = pg_catalog.current_database()))";
     while let Ok(row) = session.query_one(sql, &[&oids]).await {
         if row.get(0) {
-            is_awaited.store(true, Ordering::Relaxed);
+            let _the_other_end_was_first = awaited.set(end);
             return;
         }
         sleep(LOOK_FOR_WAITERS_EVERY).await;

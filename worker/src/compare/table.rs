@@ -7,7 +7,7 @@ use futures::future::try_join;
 
 use super::cell::Cell;
 use super::changes::{Delta, Key, Last, TableChanges};
-use super::side::{HashedRow, Locked, Side, Unsettled};
+use super::side::{Awaited, HashedRow, Locked, Side, Unsettled};
 use super::subject::{Buckets, Hashing, Subject};
 use super::sums::Sums;
 use super::verdict::{Difference, Kind, TableResult, Values, Verdict};
@@ -57,8 +57,9 @@ pub(super) async fn compare(
     if let Some(why) = changes.void {
         return Err(Unsettled::Later(why));
     }
-    let source = ends.source.lock(&subject.name, ends.is_source_partitioned).await?;
-    let sink = match ends.sink.lock(&subject.sink, ends.is_sink_partitioned).await {
+    let awaited = Awaited::default();
+    let source = ends.source.lock(&subject.name, ends.is_source_partitioned, &awaited).await?;
+    let sink = match ends.sink.lock(&subject.sink, ends.is_sink_partitioned, &awaited).await {
         Ok(sink) => sink,
         Err(why) => {
             source.unlock().await?;
@@ -85,8 +86,8 @@ pub(super) async fn compare(
     let mut compared = comparing.run(ends, &changes.rows, &changes.deltas).await;
     if compared.is_ok() && comparing.result.differing_rows > 0 {
         for (side, name) in [(ends.source, &subject.name), (ends.sink, &subject.sink)] {
-            if !side.has_same_columns(name).await? {
-                compared = Err(Unsettled::Later("its columns were changed meanwhile".into()));
+            if !side.is_as_at_snapshot(name).await? {
+                compared = Err(Unsettled::Later("its columns or keys were changed meanwhile".into()));
             }
         }
     }

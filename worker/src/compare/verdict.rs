@@ -169,15 +169,12 @@ impl fmt::Display for TableResult {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { table, source_rows, sink_rows, differing_rows, .. } = self;
         let position = self.position.as_deref().unwrap_or("an unknown position");
+        let but_for = match &self.left_out_columns[..] {
+            [] => String::new(),
+            columns => format!(" but for {}, which the sink leaves out", columns.join(", ")),
+        };
         match self.verdict {
-            Verdict::Equal if !self.left_out_columns.is_empty() => {
-                let columns = self.left_out_columns.join(", ");
-                write!(
-                    f,
-                    "{table}: equal but for {columns}, which the sink leaves out, {source_rows} rows at {position}"
-                )
-            }
-            Verdict::Equal => write!(f, "{table}: equal, {source_rows} rows at {position}"),
+            Verdict::Equal => write!(f, "{table}: equal{but_for}, {source_rows} rows at {position}"),
             Verdict::Unknown => {
                 write!(f, "{table}: unknown, {}", self.reason.as_deref().unwrap_or("nobody knows why"))
             }
@@ -185,7 +182,7 @@ impl fmt::Display for TableResult {
                 let least = if self.is_at_least { "at least " } else { "" };
                 write!(
                     f,
-                    "{table}: different, {least}{differing_rows} rows at {position} (the source has {source_rows} rows, the sink {sink_rows})"
+                    "{table}: different, {least}{differing_rows} rows at {position} (the source has {source_rows} rows, the sink {sink_rows}){but_for}"
                 )
             }
         }
@@ -230,6 +227,16 @@ mod tests {
         assert_eq!(of(&[Verdict::Equal]), Verdict::Equal);
         assert_eq!(of(&[Verdict::Equal, Verdict::Unknown]), Verdict::Unknown);
         assert_eq!(of(&[Verdict::Different, Verdict::Unknown, Verdict::Equal]), Verdict::Different);
+    }
+
+    #[test]
+    fn columns_that_the_sink_leaves_out_are_named_beside_every_verdict() {
+        for verdict in [Verdict::Equal, Verdict::Different] {
+            let left_out_columns = vec!["note".into(), "tag".into()];
+            let text = TableResult { left_out_columns, ..table(verdict) }.to_string();
+            assert!(text.contains("but for note, tag, which the sink leaves out"), "{text}");
+        }
+        assert!(!table(Verdict::Different).to_string().contains("leaves out"));
     }
 
     #[test]

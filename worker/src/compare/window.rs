@@ -9,7 +9,6 @@ use crate::decode::{self, Assembler, Event};
 use crate::failure::Failure;
 use crate::sink::{BARRIER_PREFIX, BarrierId};
 use crate::source::LogWindow;
-use penstock_crds::report::Reason;
 
 /// Reads up to the COMMIT of the transaction that carries the barrier: what changed, and where that is.
 pub(super) async fn read(
@@ -27,18 +26,13 @@ pub(super) async fn read(
             match event {
                 Event::Relation(relation) => {
                     if let Some(pair) = pairs.get(&relation.id) {
-                        changes.describe(&relation, &pair.subject, &pair.source_columns);
+                        changes.describe(&relation, &pair.subject, &pair.streamed);
                     }
                 }
                 Event::Change { change, .. } => {
                     for relation in change.relations() {
                         let Some(pair) = pairs.get(relation) else { continue };
-                        changes.apply(*relation, &pair.subject, &change).map_err(|error| {
-                            Failure::new(
-                                Reason::ProtocolViolation,
-                                format!("Nothing can be compared: {error}."),
-                            )
-                        })?;
+                        changes.apply(*relation, &pair.subject, &change);
                     }
                 }
                 Event::Message(message) => {

@@ -7,6 +7,7 @@ mod assembler;
 mod error;
 mod message;
 mod reader;
+mod recognition;
 #[cfg(test)]
 mod tests;
 mod tuple;
@@ -14,3 +15,4 @@ mod tuple;
 pub use assembler::{Assembler, Event, ProtocolViolation};
 pub use error::{DecodeError, Place, Problem};
 pub use message::{LogicalMessage, Message, PgTimestamp, decode};
+pub use recognition::{Recognised, Recognition};

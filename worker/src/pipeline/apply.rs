@@ -14,11 +14,12 @@ use super::followed::{
     Concern, FollowedTable, FollowedTables, Progress, incremental_table, key_is_gone, replaced,
     unreadable_key,
 };
+use super::heartbeat::Due;
 use super::ranges::Ranges;
 use super::shapes::ShapeKeeper;
 use crate::batch::{Batch, Limits, TableTraits};
 use crate::change::table::TableName;
-use crate::change::{Change, Checkpoint, Lsn, Position, Relation, RelationId};
+use crate::change::{Change, Checkpoint, HEARTBEAT_PREFIX, Lsn, Position, Relation, RelationId};
 use crate::checkpoint::Volume;
 use crate::decode::{self, Assembler, Event, PgTimestamp};
 use crate::failpoint::{Point, reach};
@@ -95,6 +96,8 @@ struct Transaction {
     watermarks: Vec<Bytes>,
     /// What messages about barriers say.
     barriers: Vec<Bytes>,
+    /// What messages that mark the log say.
+    heartbeats: Vec<Bytes>,
 }
 
 /// When a batch is written: the manifest's bounds, and for one without changes the worker's own.
@@ -110,6 +113,7 @@ pub(super) struct Ends<'a> {
     pub(super) reader: Reader,
     pub(super) writer: Writer,
     pub(super) barriers: Barriers,
+    pub(super) heartbeat_due: Due,
     pub(super) volume: &'a mut Volume,
     pub(super) status: &'a Status,
     pub(super) metrics: &'a Metrics,
@@ -205,9 +209,16 @@ impl<'a> Applier<'a> {
     async fn handle(&mut self, event: Event) -> Result<(), Failure> {
         match event {
             Event::Begin { commit_lsn, xid, commit_time } => {
-                let (watermarks, barriers) = (Vec::new(), Vec::new());
-                self.transaction =
-                    Some(Transaction { commit_lsn, xid, commit_time, changes: 0, watermarks, barriers });
+                let (watermarks, barriers, heartbeats) = (Vec::new(), Vec::new(), Vec::new());
+                self.transaction = Some(Transaction {
+                    commit_lsn,
+                    xid,
+                    commit_time,
+                    changes: 0,
+                    watermarks,
+                    barriers,
+                    heartbeats,
+                });
                 Ok(())
             }
             Event::Relation(relation) => self.describe(relation).await,
@@ -220,6 +231,7 @@ impl<'a> Applier<'a> {
                     match message.prefix.as_str() {
                         WATERMARK_PREFIX => transaction.watermarks.push(message.content),
                         BARRIER_PREFIX => transaction.barriers.push(message.content),
+                        HEARTBEAT_PREFIX => transaction.heartbeats.push(message.content),
                         _ => {}
                     }
                 }
@@ -383,6 +395,7 @@ impl<'a> Applier<'a> {
         if transaction.changes == 0 {
             self.meet(&transaction.watermarks).await?;
             self.land(transaction.commit_lsn, &transaction.watermarks).await?;
+            self.note_heartbeats(&transaction.heartbeats, position).await?;
             return self.meet_barriers(&transaction.barriers).await;
         }
         if pending.changes == 0 {
@@ -437,7 +450,12 @@ impl<'a> Applier<'a> {
     /// Commits what is pending: sink, then volume, then the source hears of it. Must not be called inside a
     /// source transaction.
     pub(super) async fn commit(&mut self) -> Result<(), Failure> {
-        let Some(pending) = self.pending.take() else { return Ok(()) };
+        let pending = match self.pending.take() {
+            Some(pending) => pending,
+            // Something was noted where the sink stands.
+            None if self.is_writing => Pending::new(self.durable),
+            None => return Ok(()),
+        };
         let began = Instant::now();
         self.write_batch().await?;
         if !self.is_writing {
@@ -457,6 +475,9 @@ impl<'a> Applier<'a> {
         self.tell_copied();
         self.last_commit = Instant::now();
         self.ends.status.durable(self.sequence, end_lsn, pending.commit_micros);
+        if pending.changes > 0 {
+            self.ends.heartbeat_due.set();
+        }
         self.ends.metrics.sink_commits.inc();
         self.ends.metrics.transactions.inc_by(pending.transactions);
         self.ends.metrics.batch_seconds.observe(began.elapsed().as_secs_f64());

@@ -19,6 +19,8 @@ impl Applier<'_> {
             }
             let began = Instant::now();
             let opening = self.ends.barriers.open();
+            self.ends.writer.note_arrival(&id).await?;
+            self.is_writing = true;
             self.commit().await?;
             let checkpoint = self.checkpoint();
             self.ends.barriers.arrive(id.clone(), checkpoint, opening).await;

@@ -44,8 +44,12 @@ pub(super) async fn decide(
     // was there before: nobody but the shard moves it.
     let confirmed = slot.and_then(|slot| slot.confirmed_flush);
     let lost = fenced.sink.lost_log(&log).await?.filter(|(_, end)| confirmed.is_none_or(|at| at <= *end));
+    // The stream looks for a mark that was not found, so this source may be the right one by now.
+    let is_looked_for = |end: Lsn| fenced.started.heartbeat.is_some_and(|mark| mark.commit_lsn == end);
     match (agreed, decision) {
-        (Ok(Beginning::Resume { .. }), None) if lost.is_some() => {
+        (Ok(Beginning::Resume { .. }), None)
+            if lost.as_ref().is_some_and(|(_, end)| !is_looked_for(*end)) =>
+        {
             Err(Failure::new(Reason::SourceChanged, lost.map(|(message, _)| message).unwrap_or_default()))
         }
         (Ok(Beginning::Resume { .. }), Some(Decision::AcceptLoss)) if lost.is_some() => {
@@ -82,6 +86,8 @@ pub(super) async fn carry_out(
     (decision, is_slot_usable): (Decision, bool),
 ) -> Result<Resumed, Failure> {
     let log = log_of(fenced);
+    // It stands in a log that counts no more, at an address that the new slot may be short of.
+    fenced.started.heartbeat = None;
     tokio::task::block_in_place(|| volume.forget())?;
     let before = fenced.started.checkpoint;
     let standing = match decision {

@@ -9,6 +9,7 @@ use penstock_crds::table_pattern::TablePattern;
 
 use super::Context;
 use super::decided::{self, Start};
+use super::heartbeat::ReadFrom;
 use crate::change::table::{SourceTable, TableName};
 use crate::change::travel::{self, Format, Versions};
 use crate::change::{Checkpoint, LogIdentity, Position, RelationId, SourceIdentity};
@@ -328,6 +329,17 @@ pub(super) async fn begin(
     };
     tokio::task::block_in_place(|| volume.write(&record))?;
     Ok(resumed)
+}
+
+/// Where the stream begins: behind the checkpoint, or a little before, where the log shows which it is.
+pub(super) async fn read_from(
+    source: &Source,
+    fenced: &Fenced,
+    resumed: &Resumed,
+) -> Result<ReadFrom, Failure> {
+    let slot = source::slot_state(&source.session, &fenced.slot).await?;
+    let confirmed = slot.and_then(|slot| slot.confirmed_flush);
+    Ok(ReadFrom::new(resumed.checkpoint.end_lsn, confirmed, fenced.started.heartbeat))
 }
 
 /// The slot is made, and its beginning is the first checkpoint: from here on the sink knows where it stands.

@@ -10,6 +10,7 @@ use tokio_util::task::AbortOnDropHandle;
 
 use super::apply::{Applier, Bounds, Ends};
 use super::decided::log_of;
+use super::heartbeat::{Due, recognise};
 use super::ranges::Ranges;
 use super::shapes::{ShapeKeeper, explain_refusal};
 use super::start::Fenced;
@@ -28,28 +29,28 @@ const STOP_PATIENCE: Duration = Duration::from_secs(30);
 const KEEP_OPEN_EVERY: Duration = Duration::from_secs(15);
 
 pub(super) async fn stream(context: Context<'_>, ready: Ready) -> Result<(), Failure> {
-    let Ready { mut volume, mut fenced, checkpoint, tables, ranges, assigned } = ready;
+    let Ready { mut volume, mut fenced, checkpoint, from, tables, ranges, assigned } = ready;
     let settings = context.settings;
     let request = StreamRequest {
         slot: fenced.slot.clone(),
         publication: fenced.publication.clone(),
-        start: checkpoint.end_lsn,
+        start: from.start,
         identity: fenced.identity.clone(),
         format: fenced.stream_format,
         capacity_bytes: READ_AHEAD_BYTES,
     };
     let writer = fenced.sink.writer(checkpoint.sequence).await?;
     let reader = source::spawn_reader(settings.pipeline.source.clone(), request);
-    let batch = &settings.pipeline.manifest.spec.sink.postgres.batch;
-    let bounds = Bounds {
-        max_rows: batch.max_rows,
-        max_bytes: batch.max_bytes,
-        max_delay: Duration::from_millis(u64::from(batch.max_delay_ms)),
-        idle_advance: settings.idle_advance,
+    let (status, metrics, heartbeat_due) = (context.status, context.metrics, Due::default());
+    let ends = Ends {
+        heartbeat_due: heartbeat_due.clone(),
+        reader,
+        writer,
+        barriers: fenced.sink.barriers(),
+        volume: &mut volume,
+        status,
+        metrics,
     };
-    let (status, metrics) = (context.status, context.metrics);
-    let ends =
-        Ends { reader, writer, barriers: fenced.sink.barriers(), volume: &mut volume, status, metrics };
     let slot = SlotName::of_later_copy(&fenced.started.names_uid, settings.shard);
     let range_reader = source::spawn_range_reader(settings.pipeline.source.clone(), slot);
     let ranges = Ranges::new(range_reader, ranges);
@@ -62,21 +63,23 @@ pub(super) async fn stream(context: Context<'_>, ready: Ready) -> Result<(), Fai
         .collect();
     let (announce, announced) = mpsc::unbounded_channel();
     let shapes = ShapeKeeper::new(context, known.clone(), announced);
-    let mut applier = Applier::new(ends, checkpoint, tables, ranges, shapes, &bounds);
+    let mut applier = Applier::new(ends, checkpoint, tables, ranges, shapes, &bounds(context));
     context.status.durable(checkpoint.sequence, checkpoint.end_lsn, None);
-    let mut watch = watch_source(context, &fenced, assigned.followed, Announcer { known, announce })?;
-    let first = context.stop.run_until_cancelled(applier.ends.reader.next()).await;
-    let Some(first) = first else { return Ok(()) };
-    let first = match first {
-        Ok(first) => first,
-        Err(error) => return Err(noted(&mut fenced, error.into()).await?),
+    let first = match recognise(context, &mut fenced, &mut applier.ends.reader, from.mark).await {
+        Ok(Some(first)) => first,
+        Ok(None) => return Ok(()),
+        Err(failure) => return Err(noted(&mut fenced, failure).await?),
     };
+    let watched = Announcer { known, announce };
+    let mut watch = watch_source(context, &fenced, assigned.followed, watched, heartbeat_due)?;
     context.status.enter(WorkerPhase::Streaming);
     tracing::info!(lsn = %checkpoint.end_lsn, sequence = checkpoint.sequence, "streaming");
     fenced.sink.no_dead_end().await?;
     applier.begin_ranges();
     let run = async {
-        applier.take(first).await?;
+        for frame in first {
+            applier.take(frame).await?;
+        }
         apply_until_stopped(context, &mut applier, &mut watch).await
     };
     match run.await {
@@ -89,6 +92,16 @@ pub(super) async fn stream(context: Context<'_>, ready: Ready) -> Result<(), Fai
             let failure = noted(&mut fenced, failure).await?;
             Err(explain_refusal(context, &mut fenced, &own, failure).await)
         }
+    }
+}
+
+fn bounds(context: Context<'_>) -> Bounds {
+    let batch = &context.settings.pipeline.manifest.spec.sink.postgres.batch;
+    Bounds {
+        max_rows: batch.max_rows,
+        max_bytes: batch.max_bytes,
+        max_delay: Duration::from_millis(u64::from(batch.max_delay_ms)),
+        idle_advance: context.settings.idle_advance,
     }
 }
 

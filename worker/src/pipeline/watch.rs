@@ -12,9 +12,10 @@ use tokio_util::task::AbortOnDropHandle;
 use uuid::Uuid;
 
 use super::Context;
+use super::heartbeat::Due;
 use super::shapes::Announced;
 use super::start::{Fenced, patterns};
-use crate::change::{PresentTable, RelationId, TableShape};
+use crate::change::{HEARTBEAT_PREFIX, Heartbeat, PresentTable, RelationId, TableShape};
 use crate::failure::Failure;
 use crate::postgres::{End, Endpoint, Session};
 use crate::serve::Metrics;
@@ -35,13 +36,16 @@ pub(super) fn watch_source(
     fenced: &Fenced,
     followed: Followed,
     announcer: Announcer,
+    heartbeat_due: Due,
 ) -> Result<AbortOnDropHandle<Failure>, Failure> {
     let settings = context.settings;
     let watch = Watch {
         endpoint: settings.pipeline.source.clone(),
         slot: fenced.slot.clone(),
         publication: fenced.publication.clone(),
-        is_first_shard: settings.shard == 0,
+        uid: settings.pipeline.uid.clone(),
+        shard: settings.shard,
+        heartbeat_due,
         followed,
         announcer,
         patterns: patterns(context)?,
@@ -58,7 +62,9 @@ struct Watch {
     endpoint: Endpoint,
     slot: SlotName,
     publication: PublicationName,
-    is_first_shard: bool,
+    uid: String,
+    shard: u16,
+    heartbeat_due: Due,
     /// Those of this shard; for shard 0, which keeps the publication, those of all.
     followed: Followed,
     announcer: Announcer,
@@ -147,27 +153,38 @@ impl Watch {
         self.status.source_ends_at(now.end);
         self.status.reached(End::Source);
         self.metrics.retained_wal.set(i64::try_from(now.retained_bytes).unwrap_or(i64::MAX));
+        self.mark_the_log(&session).await;
         if self.tables_looked_at.is_some_and(|at| at.elapsed() < LOOK_AT_TABLES_EVERY) {
             return Ok(Look::Usual(session));
         }
-        self.tables_looked_at = Some(Instant::now());
-        Ok(match self.what_changed(&session).await? {
-            None => {
-                self.announcer.look(&session).await?;
-                Look::Usual(session)
-            }
-            Some(what) => {
-                let message = format!("While changes were read, {what}; the tables are looked at again.");
-                Look::Changed(Failure::new(Reason::TablesChanged, message))
-            }
-        })
+        let began = Instant::now();
+        if let Some(what) = self.what_changed(&session).await? {
+            let message = format!("While changes were read, {what}; the tables are looked at again.");
+            return Ok(Look::Changed(Failure::new(Reason::TablesChanged, message)));
+        }
+        self.announcer.look(&session).await?;
+        // A look that failed does not count: nobody would notice that all of them do.
+        self.tables_looked_at = Some(began);
+        Ok(Look::Usual(session))
+    }
+
+    /// A mark that is not written leaves a restored source unrecognised for a little longer, and is no reason to stop.
+    async fn mark_the_log(&self, session: &Session) {
+        if !self.heartbeat_due.take() {
+            return;
+        }
+        let content = Heartbeat::content(&self.uid, self.shard, Uuid::new_v4());
+        if let Err(error) = source::emit(session, HEARTBEAT_PREFIX, &content).await {
+            tracing::debug!("the source's log could not be marked: {error}");
+            self.heartbeat_due.set();
+        }
     }
 
     async fn what_changed(&mut self, session: &Session) -> Result<Option<String>, SourceError> {
         if let Some(what) = source::drift(session, &self.publication, &self.followed).await? {
             return Ok(Some(what));
         }
-        if !self.is_first_shard {
+        if self.shard != 0 {
             return Ok(None);
         }
         let new = source::new_tables(session, &self.patterns, &self.followed).await?;

@@ -141,17 +141,17 @@ impl Holder {
         Ok(())
     }
 
-    /// The first time counts: whoever repeats the message changes nothing.
+    /// What was noted with the commit at the barrier is told once.
     async fn announce(
         &self,
         control: &Session,
         snapshot: Option<&str>,
         reason: Option<&str>,
     ) -> Result<(), tokio_postgres::Error> {
-        let sql = "INSERT INTO penstock.barrier_arrival (uid, nonce, shard, state, snapshot, reason, epoch, sequence, commit_lsn) \
-                   SELECT uid, nonce, $3, CASE WHEN $4::pg_catalog.text IS NULL THEN 'void' ELSE 'held' END, $4, $5, $6, $7, $8 \
-                   FROM penstock.barrier WHERE uid = $1 AND nonce = $2::pg_catalog.text::pg_catalog.uuid \
-                   ON CONFLICT DO NOTHING";
+        let sql = "UPDATE penstock.barrier_arrival \
+                   SET state = CASE WHEN $4::pg_catalog.text IS NULL THEN 'void' ELSE 'held' END, snapshot = $4, reason = $5, \
+                       sequence = $7, commit_lsn = $8 \
+                   WHERE uid = $1 AND nonce = $2::pg_catalog.text::pg_catalog.uuid AND shard = $3 AND epoch = $6 AND state = 'opening'";
         let commit = PgLsn::from(self.checkpoint.position.commit_lsn.0);
         let (uid, nonce) = (&self.id.uid, self.id.nonce.to_string());
         let parameters: [&(dyn postgres_types::ToSql + Sync); 8] = [
@@ -198,5 +198,26 @@ impl Writer {
         let shard = self.shard();
         let found = self.look(sql, &[&id.uid, &id.nonce.to_string(), &shard]).await;
         found.map_err(|error| failed(&error, "looking whether a barrier is registered"))
+    }
+
+    /// Notes in the open transaction, or in one of its own, that the shard has come to the barrier. It is to be committed
+    /// with everything before the barrier: whoever waits then knows a run that ended in between from one that is slow.
+    ///
+    /// # Errors
+    /// As `write`.
+    pub async fn note_arrival(&mut self, id: &BarrierId) -> Result<(), Failure> {
+        // The barrier may have ended since; then nobody waits.
+        let sql = "INSERT INTO penstock.barrier_arrival (uid, nonce, shard, state, epoch) \
+                   SELECT uid, nonce, $3, 'opening', $4 FROM penstock.barrier \
+                   WHERE uid = $1 AND nonce = $2::pg_catalog.text::pg_catalog.uuid FOR KEY SHARE \
+                   ON CONFLICT DO NOTHING";
+        let (nonce, shard, epoch) = (id.nonce.to_string(), self.shard(), self.epoch());
+        self.execute_in_transaction(
+            sql,
+            &[&id.uid, &nonce, &shard, &epoch],
+            "noting the arrival at a barrier",
+        )
+        .await
+        .map(drop)
     }
 }

@@ -151,8 +151,11 @@ impl Registration {
     /// # Errors
     /// The sink does not answer.
     pub async fn arrivals(&self) -> Result<BTreeMap<u16, Arrival>, Failure> {
-        let sql = "SELECT shard, snapshot, reason, commit_lsn, sequence, epoch FROM penstock.barrier_arrival \
-                   WHERE uid = $1 AND nonce = $2::pg_catalog.text::pg_catalog.uuid";
+        // One that came to the barrier and said no more may still open its snapshot, until another run took the shard.
+        let sql = "SELECT arrival.shard, snapshot, reason, arrival.commit_lsn, arrival.sequence, arrival.epoch \
+                   FROM penstock.barrier_arrival AS arrival JOIN penstock.checkpoint AS checkpoint USING (uid, shard) \
+                   WHERE uid = $1 AND nonce = $2::pg_catalog.text::pg_catalog.uuid \
+                     AND (state <> 'opening' OR arrival.epoch < checkpoint.epoch)";
         let read = async {
             let rows = self.session.query(sql, &[&self.id.uid, &self.id.nonce.to_string()]).await?;
             rows.iter().map(arrival).collect::<Result<_, Error>>()
@@ -180,15 +183,14 @@ impl Registration {
 fn arrival(row: &Row) -> Result<(u16, Arrival), Error> {
     let (shard, snapshot, reason): (i32, Option<String>, Option<String>) =
         (row.try_get(0)?, row.try_get(1)?, row.try_get(2)?);
-    let lsn: PgLsn = row.try_get(3)?;
     let arrival = match snapshot {
         Some(snapshot) => Arrival::Held {
             snapshot,
-            commit_lsn: Lsn(lsn.into()),
+            commit_lsn: Lsn(row.try_get::<_, PgLsn>(3)?.into()),
             sequence: row.try_get(4)?,
             epoch: row.try_get(5)?,
         },
-        None => Arrival::Void(reason.unwrap_or_default()),
+        None => Arrival::Void(reason.unwrap_or_else(|| "its worker ended at the barrier".into())),
     };
     Ok((u16::try_from(shard).unwrap_or(u16::MAX), arrival))
 }

@@ -277,7 +277,8 @@ async fn stand(
     source: &SourceIdentity,
 ) -> Result<(), Error> {
     let sql = "UPDATE penstock.checkpoint SET sequence = $3, commit_lsn = $4, xid = $5, ordinal = $6, end_lsn = $7, \
-                   source_system_id = $8, source_timeline = $9, updated_at = pg_catalog.clock_timestamp() \
+                   source_system_id = $8, source_timeline = $9, \
+                   heartbeat_lsn = NULL, heartbeat_xid = NULL, heartbeat_token = NULL, updated_at = pg_catalog.clock_timestamp() \
                WHERE uid = $1 AND shard = $2";
     let Checkpoint { position, end_lsn, sequence } = checkpoint;
     let (commit_lsn, end) = (PgLsn::from(position.commit_lsn.0), PgLsn::from(end_lsn.0));

@@ -19,6 +19,7 @@ mod evolve;
 mod fit;
 #[cfg(test)]
 mod fixtures;
+mod heartbeat;
 mod hold;
 mod in_flight;
 mod load;

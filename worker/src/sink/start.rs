@@ -10,8 +10,8 @@ use super::owner::{Owner, TableMap};
 use super::run::Run;
 use super::session::{self, Purpose};
 use super::tables::FirstCopy;
-use super::{Sink, dead_end, schema};
-use crate::change::{Checkpoint, LogIdentity, Lsn, Position, SourceIdentity};
+use super::{Sink, dead_end, heartbeat, schema};
+use crate::change::{Checkpoint, Heartbeat, LogIdentity, Lsn, Position, SourceIdentity};
 use crate::failpoint::{Point, reach};
 use crate::failure::Failure;
 use crate::postgres::{Endpoint, Session};
@@ -32,6 +32,8 @@ pub struct Started {
     pub slot: String,
     /// The log that its position is an address in.
     pub source: LogIdentity,
+    /// The last mark that was read of it.
+    pub heartbeat: Option<Heartbeat>,
 }
 
 /// The server that is written to.
@@ -356,7 +358,8 @@ async fn bump(
                    source_timeline = CASE WHEN end_lsn IS NULL THEN $11 ELSE source_timeline END \
                WHERE uid = $1 AND shard = $2 \
                RETURNING epoch, layout, names_uid, slot, sequence, commit_lsn, xid, ordinal, end_lsn, \
-                   run_id::pg_catalog.text, source_system_id, source_timeline";
+                   run_id::pg_catalog.text, source_system_id, source_timeline, \
+                   heartbeat_lsn, heartbeat_xid, heartbeat_token::pg_catalog.text";
     let row = transaction
         .query_one(
             sql,
@@ -392,6 +395,7 @@ async fn bump(
         names_uid: row.try_get(2)?,
         slot: row.try_get(3)?,
         source,
+        heartbeat: heartbeat::read(&row)?,
     };
     Ok((run, started))
 }

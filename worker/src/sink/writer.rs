@@ -208,6 +208,10 @@ impl Writer {
         self.run.shard
     }
 
+    pub(super) fn epoch(&self) -> i64 {
+        self.run.epoch
+    }
+
     /// Whether a query has a row. A transaction that is open stays so.
     pub(super) async fn look(
         &self,
@@ -223,14 +227,29 @@ impl Writer {
         sql: &str,
         parameters: &[&(dyn postgres_types::ToSql + Sync)],
     ) -> Result<(), Failure> {
+        let doing = "noting how far a table is copied";
+        match self.execute_in_transaction(sql, parameters, doing).await? {
+            1 => Ok(()),
+            _ => Err(self.give_up(self.run.lost()).await),
+        }
+    }
+
+    /// Executes a statement in the open transaction; opens one if there is none. Says how many rows it changed.
+    pub(super) async fn execute_in_transaction(
+        &mut self,
+        sql: &str,
+        parameters: &[&(dyn postgres_types::ToSql + Sync)],
+        doing: &str,
+    ) -> Result<u64, Failure> {
         self.begin().await?;
         self.transaction = State::Unsettled;
-        let noted = match self.session.execute(sql, parameters).await {
-            Ok(1) => Ok(()),
-            Ok(_) => Err(self.run.lost()),
-            Err(error) => Err(failed(&error, "noting how far a table is copied")),
-        };
-        self.settle(noted).await
+        match self.session.execute(sql, parameters).await {
+            Ok(rows) => {
+                self.transaction = State::Open;
+                Ok(rows)
+            }
+            Err(error) => Err(self.give_up(failed(&error, doing)).await),
+        }
     }
 
     /// Whether a transaction is open.

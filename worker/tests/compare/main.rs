@@ -10,7 +10,9 @@ mod common;
 #[allow(dead_code, reason = "the tests of types use more of it")]
 mod samples;
 
+mod altered;
 mod finds;
+mod gives_way;
 mod kit;
 mod load;
 mod protocol;

@@ -1,6 +1,7 @@
 //! The barrier: only a registered one is met, every shard meets it at the same place, and nothing of it stays behind.
 
-use std::time::Duration;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
 use penstock_e2e::postgres::Version;
@@ -143,6 +144,26 @@ async fn a_shard_without_a_worker_leaves_the_question_open() -> Result<()> {
         "{said:#?}"
     );
     rig.wait_for("SELECT count(*) FROM penstock.barrier WHERE expires_at < now()", "0").await
+}
+
+/// Its successor goes on behind the barrier and never comes to it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_worker_that_dies_at_a_barrier_does_not_keep_the_comparison_waiting() -> Result<()> {
+    let rig = Arc::new(rig().await?);
+    streaming(&rig).await?.terminate()?;
+    // The source is quiet, so the first commit is that of the barrier.
+    let mut worker = rig.start_with_failpoints("AfterSinkCommit=return(abort)")?;
+    let comparing = Arc::clone(&rig);
+    let comparison = tokio::spawn(async move { compare(&comparing, &["--timeout", "60", "--log", "info"]) });
+    ensure!(worker.ended().await?.is_some(), "the worker outlived the barrier");
+    ensure!(!comparison.is_finished(), "the worker may still come back");
+    let began = Instant::now();
+    let _worker = rig.start(0)?;
+    let said = comparison.await??;
+    ensure!(said.code == 0, "{said:#?}");
+    ensure!(said.errors.contains("its worker ended at the barrier"), "{said:#?}");
+    ensure!(began.elapsed() < Duration::from_secs(50), "the first barrier was waited for to its end");
+    Ok(())
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use penstock_worker::sink::{Arrival, Barriers, Registration, open_at_barrier, register};
+use penstock_worker::sink::{Arrival, Barriers, Registration, Writer, open_at_barrier, register};
 
 use crate::support::*;
 
@@ -16,6 +16,14 @@ async fn arrival(registration: &Registration) -> Arrival {
     panic!("the shard did not say anything of the barrier");
 }
 
+/// Registers a barrier, and comes to it with a sink that stands there.
+async fn come_to_a_barrier(database: &Database, writer: &mut Writer, sequence: i64) -> Registration {
+    let registration = register(&database.endpoint().await, &owner().uid).await.unwrap();
+    writer.note_arrival(&registration.id).await.unwrap();
+    writer.commit(&after(sequence)).await.unwrap();
+    registration
+}
+
 async fn meet(barriers: &mut Barriers, registration: &Registration, sequence: i64) -> Arrival {
     let opening = barriers.open();
     barriers.arrive(registration.id.clone(), after(sequence), opening).await;
@@ -27,8 +35,7 @@ async fn snapshot_of_a_barrier_is_the_sink_as_it_was_there() {
     let database = Database::with(CREATE_ID_AND_NOTE).await;
     let (sink, mut writer) = database.writer(&id_and_note()).await;
     writer.write(vec![insert([note(1, "before")])]).await.unwrap();
-    writer.commit(&after(1)).await.unwrap();
-    let registration = register(&database.endpoint().await, &owner().uid).await.unwrap();
+    let registration = come_to_a_barrier(&database, &mut writer, 1).await;
     let mut barriers = sink.barriers();
     let Arrival::Held { snapshot, .. } = meet(&mut barriers, &registration, 1).await else {
         panic!("the snapshot was not opened")
@@ -49,10 +56,8 @@ async fn snapshot_of_a_barrier_is_the_sink_as_it_was_there() {
 async fn an_arrival_at_another_position_than_the_checkpoint_is_void() {
     let database = Database::with(CREATE_ID_AND_NOTE).await;
     let (sink, mut writer) = database.writer(&id_and_note()).await;
-    for sequence in [1, 2] {
-        writer.commit(&after(sequence)).await.unwrap();
-    }
-    let registration = register(&database.endpoint().await, &owner().uid).await.unwrap();
+    writer.commit(&after(1)).await.unwrap();
+    let registration = come_to_a_barrier(&database, &mut writer, 2).await;
     let void = meet(&mut sink.barriers(), &registration, 1).await;
     assert!(matches!(&void, Arrival::Void(why) if why.contains("not at the barrier")), "{void:?}");
 }
@@ -61,12 +66,23 @@ async fn an_arrival_at_another_position_than_the_checkpoint_is_void() {
 async fn a_run_that_was_replaced_holds_no_snapshot() {
     let database = Database::with(CREATE_ID_AND_NOTE).await;
     let (sink, mut writer) = database.writer(&id_and_note()).await;
-    writer.commit(&after(1)).await.unwrap();
-    let registration = register(&database.endpoint().await, &owner().uid).await.unwrap();
+    let registration = come_to_a_barrier(&database, &mut writer, 1).await;
     let mut barriers = sink.barriers();
     let (_next, _) = database.start(owner()).await;
     let void = meet(&mut barriers, &registration, 1).await;
     assert!(matches!(&void, Arrival::Void(_)), "{void:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_arrival_whose_run_did_not_live_to_announce_it_is_void() {
+    let database = Database::with(CREATE_ID_AND_NOTE).await;
+    let (sink, mut writer) = database.writer(&id_and_note()).await;
+    let registration = come_to_a_barrier(&database, &mut writer, 1).await;
+    assert!(registration.arrivals().await.unwrap().is_empty(), "the run may still open its snapshot");
+    drop((writer, sink));
+    let (_next, _) = database.start(owner()).await;
+    let void = registration.arrivals().await.unwrap().remove(&0);
+    assert!(matches!(&void, Some(Arrival::Void(why)) if why.contains("ended at the barrier")), "{void:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -81,6 +81,53 @@ async fn a_column_of_a_table_that_nobody_writes_to_is_added_too() -> Result<()> 
     wait_until_equal(&rig, &["things"]).await
 }
 
+/// The values that rows do not hold are kept as an array, and those of a box are parted by semicolons.
+#[tokio::test(flavor = "multi_thread")]
+async fn boxes_that_the_rows_before_hold_by_default_are_known() -> Result<()> {
+    let (rig, worker) = rig("Apply").await?;
+    rig.on_source(
+        "ALTER TABLE things ADD COLUMN place box DEFAULT '(1,2),(3,4)',
+             ADD COLUMN places box[] DEFAULT '{(1,2),(3,4);(5,6),(7,8)}';
+         INSERT INTO things (id, place) VALUES (201, '(9,9),(8,8)')",
+    )
+    .await?;
+    let known = "SELECT count(*) FROM things WHERE place::text = '(3,4),(1,2)' AND places::text = '{(3,4),(1,2);(7,8),(5,6)}'";
+    rig.wait_for(known, "100").await?;
+    wait_until_equal(&rig, &["things"]).await?;
+    ensure!(!worker.output()?.contains(COPIED_AGAIN), "rows were copied although their values are known");
+    Ok(())
+}
+
+/// Nothing is streamed, so the watch is the only one that could see it: its connection is ended again and again while the
+/// columns change, and then its looks wait for a lock.
+#[tokio::test(flavor = "multi_thread")]
+async fn columns_that_change_while_the_watch_is_blind_are_not_missed() -> Result<()> {
+    let (rig, worker) = rig("Apply").await?;
+    let ended = "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity \
+                 WHERE application_name = 'penstock watch' AND datname = current_database()";
+    let mut times = 0;
+    while times < 2 {
+        if times == 1 {
+            rig.on_source("ALTER TABLE things ADD COLUMN IF NOT EXISTS colour text DEFAULT 'red'").await?;
+        }
+        times += rig.source_value(ended).await?.parse::<u32>()?;
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    rig.wait_for("SELECT count(*) FROM things WHERE colour = 'red'", "100").await?;
+    let client = rig.source.connect(&rig.database).await?;
+    client.run("BEGIN; LOCK TABLE pg_publication IN ACCESS EXCLUSIVE MODE").await?;
+    let waits = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'penstock watch' \
+                 AND datname = current_database() AND wait_event_type = 'Lock'";
+    while rig.source_value(waits).await? == "0" {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    client.run("ALTER TABLE things ADD COLUMN shade text DEFAULT 'dark'; COMMIT").await?;
+    rig.wait_for("SELECT count(*) FROM things WHERE shade = 'dark'", "100").await?;
+    wait_until_equal(&rig, &["things"]).await?;
+    ensure!(!worker.output()?.contains(COPIED_AGAIN), "rows were copied although their values are known");
+    Ok(())
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn types_become_wider_without_a_copy() -> Result<()> {
     let (rig, mut worker) = rig("Apply").await?;

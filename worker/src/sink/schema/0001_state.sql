@@ -26,6 +26,10 @@ CREATE TABLE penstock.checkpoint (
     source_system_id text        NOT NULL,
     source_timeline  bigint      NOT NULL,
     slot             text        NOT NULL,
+    -- The last mark of ours that was read of that log: one that lacks it there has another history.
+    heartbeat_lsn    pg_lsn,
+    heartbeat_xid    bigint,
+    heartbeat_token  uuid,
     -- The server that this row was written on.
     sink_system_id   text        NOT NULL,
     sink_timeline    bigint      NOT NULL,
@@ -128,13 +132,15 @@ CREATE TABLE penstock.barrier_arrival (
     uid        text    NOT NULL,
     nonce      uuid    NOT NULL,
     shard      integer NOT NULL,
-    -- held: the shard's sink as it is at the barrier is open as this snapshot. void: it could not be opened.
-    state      text    NOT NULL CHECK (state IN ('held', 'void')),
+    -- opening: written in the transaction that settles everything before the barrier. held: the shard's sink as it is at
+    -- the barrier is open as this snapshot. void: it could not be opened.
+    state      text    NOT NULL CHECK (state IN ('opening', 'held', 'void')),
     snapshot   text    CHECK ((state = 'held') = (snapshot IS NOT NULL)),
     reason     text,
+    -- Of the run that came to the barrier: a later one never does.
     epoch      bigint  NOT NULL,
-    sequence   bigint  NOT NULL,
-    commit_lsn pg_lsn  NOT NULL,
+    sequence   bigint  CHECK ((state = 'opening') = (sequence IS NULL)),
+    commit_lsn pg_lsn  CHECK ((state = 'opening') = (commit_lsn IS NULL)),
     PRIMARY KEY (uid, nonce, shard),
     FOREIGN KEY (uid, nonce) REFERENCES penstock.barrier ON DELETE CASCADE
 );
