@@ -175,7 +175,9 @@ impl Watch {
         }
         let content = Heartbeat::content(&self.uid, self.shard, Uuid::new_v4());
         if let Err(error) = source::emit(session, HEARTBEAT_PREFIX, &content).await {
-            tracing::debug!("the source's log could not be marked: {error}");
+            tracing::warn!(
+                "the source's log could not be marked, so a restored one may not be recognised: {error}"
+            );
             self.heartbeat_due.set();
         }
     }
