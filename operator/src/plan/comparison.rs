@@ -25,6 +25,9 @@ const AGAIN: SignedDuration = SignedDuration::from_hours(1);
 /// Tables that a sentence names at most.
 const TABLES_NAMED_MAX: usize = 5;
 
+/// When one that is asked for begins.
+const BEGINS: &str = "begins when every change is applied and all rows are copied";
+
 /// How source comparison stands, and what to do about it.
 #[derive(Debug)]
 pub(super) struct Comparison<'a> {
@@ -36,6 +39,8 @@ pub(super) struct Comparison<'a> {
     is_current: bool,
     /// One is asked for.
     is_due: bool,
+    /// The token that asks for one and is not carried out yet.
+    pending: Option<&'a str>,
     /// The one that is under way.
     running: Option<&'a ComparisonJob>,
 }
@@ -49,7 +54,7 @@ pub(super) fn comparison<'a>(world: &'a World, stage: &Stage<'_>) -> Result<Comp
     // 2. What is asked for?
     let (token, complaint) = token(world);
     steps.extend(complaint.map(Step::Emit));
-    let token = token.filter(|token| last.as_ref().and_then(|last| last.token.as_deref()) != Some(*token));
+    let token = token.filter(|token| !is_carried_out(last.as_ref(), token));
     let is_due = token.is_some() || is_scheduled(world, last.as_ref(), &spec);
     // 3. Can it begin?
     let is_idle = world.comparisons.iter().all(|job| is_over(world, job));
@@ -66,17 +71,19 @@ pub(super) fn comparison<'a>(world: &'a World, stage: &Stage<'_>) -> Result<Comp
             steps.push(Step::Apply(manifests::comparison_job(world, &revision, &name, token)?));
         }
     }
+    let pending = token.filter(|token| !is_carried_out(last.as_ref(), token));
     let is_current = last.as_ref().is_some_and(|last| last.spec == spec);
     let is_running =
         |job: &&ComparisonJob| !job.is_deleting && is_under_way(job) && !is_of_no_use(world, job, &spec);
     let running = world.comparisons.iter().find(is_running);
-    Ok(Comparison { steps, last, is_current, is_due, running })
+    Ok(Comparison { steps, last, is_current, is_due, pending, running })
 }
 
 impl Comparison<'_> {
-    /// What the condition says. The same again is said in the same words.
+    /// What the condition says. The same again is said in the same words. While a token is not carried out, what was
+    /// found before does not answer it; a run of the schedule was not asked for, so it leaves the old word.
     pub(super) fn finding(&self, pipeline: &str) -> (Truth, OperatorReason, String) {
-        let last = self.last.as_ref().filter(|_| self.is_current);
+        let last = self.last.as_ref().filter(|_| self.is_current && self.pending.is_none());
         match (last, self.running) {
             (Some(last), _) => {
                 let (truth, reason) = match last.result.verdict {
@@ -87,13 +94,16 @@ impl Comparison<'_> {
                 (truth, reason, sentence(pipeline, last))
             }
             (None, Some(job)) => (Truth::Unknown, OperatorReason::Comparing, of_running(job)),
-            (None, None) => self.unknown(pipeline),
+            (None, None) => match self.pending {
+                Some(token) => (Truth::Unknown, OperatorReason::Comparing, of_pending(token)),
+                None => self.unknown(pipeline),
+            },
         }
     }
 
     fn unknown(&self, pipeline: &str) -> (Truth, OperatorReason, String) {
         let next = if self.is_due {
-            "The next comparison begins when every change is applied and all rows are copied".to_owned()
+            format!("The next comparison {BEGINS}")
         } else {
             format!(
                 "kubectl annotate cdc {pipeline} --overwrite {ANNOTATION_COMPARE_SOURCE}=TOKEN begins one; spec.sourceComparison.interval repeats it"
@@ -106,6 +116,10 @@ impl Comparison<'_> {
         };
         (Truth::Unknown, reason, format!("{known}. {next}"))
     }
+}
+
+fn of_pending(token: &str) -> String {
+    format!("The comparison that the token {token} asks for {BEGINS}")
 }
 
 fn of_running(job: &ComparisonJob) -> String {
@@ -269,6 +283,10 @@ fn is_newest(world: &World, job: &ComparisonJob) -> bool {
 /// Kept for its log alone.
 fn is_over(world: &World, job: &ComparisonJob) -> bool {
     !job.is_deleting && !is_under_way(job) && (is_recorded(world, job) || !is_newest(world, job))
+}
+
+fn is_carried_out(last: Option<&LastComparison>, token: &str) -> bool {
+    last.and_then(|last| last.token.as_deref()) == Some(token)
 }
 
 /// The token of the annotation, or what is wrong with it.

@@ -147,6 +147,24 @@ fn the_same_verdict_again_changes_neither_condition_nor_its_time_and_is_told_onl
 }
 
 #[test]
+fn a_token_that_is_not_carried_out_yet_is_not_answered_by_what_was_found_before() {
+    for verdict in [ComparisonVerdict::Equal, ComparisonVerdict::Different, ComparisonVerdict::Unknown] {
+        let known = seen(ended(asked(at_rest(), "t-1"), verdict));
+        let asks = asked(known.clone(), "t-2");
+        assert_eq!(matches(&asks), is("Unknown", "Comparing"), "the pass that makes the Job");
+        let runs = seen(with_job(asks.clone(), ComparisonProgress::Running));
+        assert_eq!(matches(&runs), is("Unknown", "Comparing"));
+        assert_eq!(matches(&ended(asks.clone(), ComparisonVerdict::Equal)), is("True", "Equal"));
+        let mut waits = asks;
+        waits.pipeline.spec.paused = true;
+        assert_eq!(matches(&waits), is("Unknown", "Comparing"), "it cannot begin");
+        // Nobody asked for a run of the schedule: the old word stays.
+        let due = after(scheduled(known.clone(), "10m"), SignedDuration::from_hours(1));
+        assert_eq!(matches(&with_job(due, ComparisonProgress::Running)), matches(&known));
+    }
+}
+
+#[test]
 fn recovery_is_told() {
     let world = asked(seen(ended(asked(at_rest(), "t-1"), ComparisonVerdict::Different)), "t-2");
     let told = told(&ended(world, ComparisonVerdict::Equal));
