@@ -225,9 +225,11 @@ fn is_of_no_use(world: &World, job: &ComparisonJob, spec: &str) -> bool {
 /// What a Job came to, and when; absent while it may still come to something.
 fn outcome(world: &World, job: &ComparisonJob) -> Option<(Timestamp, ComparisonResult)> {
     let age = world.now.duration_since(job.created);
-    let timeout = world.pipeline.spec.source_comparison.timeout();
     let reason = match &job.progress {
-        ComparisonProgress::Ended { at, result } => return Some((whole_seconds(*at), result.clone())),
+        ComparisonProgress::Ended { at, result } => {
+            // The clock of the node may be ahead.
+            return Some((whole_seconds((*at).min(world.now)), result.clone()));
+        }
         ComparisonProgress::Waiting { trouble } if age > PATIENCE => match trouble {
             Some(trouble) => trouble.clone(),
             None => format!(
@@ -235,7 +237,7 @@ fn outcome(world: &World, job: &ComparisonJob) -> Option<(Timestamp, ComparisonR
                 job.name
             ),
         },
-        ComparisonProgress::Running if age > timeout + PATIENCE => {
+        ComparisonProgress::Running if job.timeout.is_some_and(|timeout| age > timeout + PATIENCE) => {
             format!("The Job {} does not end although its time is over", job.name)
         }
         ComparisonProgress::Waiting { .. } | ComparisonProgress::Running => return None,

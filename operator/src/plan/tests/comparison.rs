@@ -39,6 +39,7 @@ fn begun(world: &World) -> Option<ComparisonJob> {
             spec: annotations["penstock.dev/compared-spec"].clone(),
             token: annotations.get(ANNOTATION_COMPARE_SOURCE).cloned(),
             created: world.now,
+            timeout: job.spec.as_ref()?.active_deadline_seconds.map(SignedDuration::from_secs),
             is_deleting: false,
             progress: ComparisonProgress::Waiting { trouble: None },
         })
@@ -268,18 +269,29 @@ fn what_keeps_a_comparison_from_starting_is_said_and_given_up_after_five_minutes
 }
 
 #[test]
-fn a_job_that_outlives_its_deadline_is_given_up() {
-    let mut world = with_job(asked(at_rest(), "t-1"), ComparisonProgress::Running);
-    world.pipeline.spec.source_comparison.timeout = "1h".into();
-    assert!(
-        planned(&after(world.clone(), SignedDuration::from_mins(60)))
-            .status
-            .unwrap()
-            .source_comparison
-            .is_none()
+fn a_job_that_outlives_the_deadline_it_was_made_with_is_given_up() {
+    let timed = |mut world: World, timeout: &str| {
+        world.pipeline.spec.source_comparison.timeout = timeout.into();
+        world
+    };
+    let world = with_job(timed(asked(at_rest(), "t-1"), "1h"), ComparisonProgress::Running);
+    for now_in_spec in ["10m", "1h", "12h"] {
+        let world = timed(world.clone(), now_in_spec);
+        let in_time = planned(&after(world.clone(), SignedDuration::from_mins(60))).status.unwrap();
+        assert!(in_time.source_comparison.is_none(), "{now_in_spec}");
+        let late = after(world, SignedDuration::from_mins(66));
+        assert_eq!(matches(&late), is("Unknown", "ComparisonFailed"), "{now_in_spec}");
+    }
+}
+
+#[test]
+fn a_comparison_never_ends_in_the_future() {
+    let at = now() + SignedDuration::from_hours(2); // The clock of the node is ahead.
+    let world = with_job(
+        asked(at_rest(), "t-1"),
+        ComparisonProgress::Ended { at, result: found(ComparisonVerdict::Equal) },
     );
-    let late = after(world, SignedDuration::from_mins(66));
-    assert_eq!(matches(&late), is("Unknown", "ComparisonFailed"));
+    assert_eq!(planned(&world).status.unwrap().source_comparison.unwrap().completion_time.0, now());
 }
 
 #[test]

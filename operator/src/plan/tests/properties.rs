@@ -139,6 +139,7 @@ fn with_comparisons(mut world: World, given: Comparisons) -> World {
             spec: if job.is_current { spec.clone() } else { "another".into() },
             token: given.is_asked.then(|| "t-1".into()),
             created: world.now - jiff::SignedDuration::from_secs(job.age),
+            timeout: Some(jiff::SignedDuration::from_hours(6)),
             is_deleting: job.is_deleting,
             progress: job.progress,
         })
