@@ -155,7 +155,7 @@ pub(super) fn sentence(pipeline: &str, last: &LastComparison) -> String {
                 )
             });
             format!(
-                "Rows differ in {} of {} tables: {}{unknown}. For an hour kubectl logs job/{} names them{resnapshot}",
+                "Rows differ in {} of {} tables: {}{unknown}. Until the next comparison, at most for an hour, kubectl logs job/{} names them{resnapshot}",
                 result.tables_different,
                 result.tables,
                 named(result),

@@ -114,7 +114,7 @@ fn from_the_annotation_to_the_verdict() {
 fn a_token_is_carried_out_once_and_another_asks_again() {
     let mut world = seen(ended(asked(at_rest(), "t-1"), ComparisonVerdict::Equal));
     assert_eq!(planned(&world).steps, planned(&at_rest()).steps, "it is at rest");
-    world.comparisons.clear(); // Kubernetes removes it after an hour.
+    world.comparisons.clear(); // Kubernetes removes it after an hour at the latest.
     assert_eq!(planned(&world).steps, planned(&at_rest()).steps, "it is at rest still");
     let job = begun(&asked(world, "t-2")).unwrap();
     assert_eq!(job.token.as_deref(), Some("t-2"));
