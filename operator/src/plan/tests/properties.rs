@@ -237,7 +237,9 @@ prop_compose! {
         if let Some(hours) = control {
             world.control = ControlSecret::Issued { renew_at: now() + jiff::SignedDuration::from_hours(hours) };
         }
-        world.pods_lack_since = lack.map(|seconds| now() - jiff::SignedDuration::from_secs(seconds));
+        // Not on the very millisecond at which it is too long.
+        world.pods_lack_since =
+            lack.map(|seconds| now() - jiff::SignedDuration::from_millis(seconds * 1000 + 500));
         world.clean_up = job.map(|(is_deleting, is_complete, fails)| CleanUpJob {
             uid: "job".into(),
             made_from: "another".into(),
