@@ -4,9 +4,10 @@
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use penstock_crds::comparison::{ComparisonResult, ComparisonVerdict, LastComparison};
-use penstock_crds::conditions::OperatorReason;
+use penstock_crds::conditions::{ConditionReason, OperatorReason};
 use penstock_crds::directive::is_token;
 use penstock_crds::names::{ANNOTATION_COMPARE_SOURCE, ANNOTATION_RESNAPSHOT, uid8};
+use penstock_crds::report::{Reason, Report};
 
 use super::events::PlannedEvent;
 use super::revision::{Target, target};
@@ -43,6 +44,8 @@ pub(super) struct Comparison<'a> {
     pending: Option<&'a str>,
     /// The one that is under way.
     running: Option<&'a ComparisonJob>,
+    /// Where a worker stands at a dead end: what was the same before need not be now.
+    dead_end: Option<Reason>,
 }
 
 /// How source comparison stands in a pipeline that nobody deleted.
@@ -76,7 +79,7 @@ pub(super) fn comparison<'a>(world: &'a World, stage: &Stage<'_>) -> Result<Comp
     let is_running =
         |job: &&ComparisonJob| !job.is_deleting && is_under_way(job) && !is_of_no_use(world, job, &spec);
     let running = world.comparisons.iter().find(is_running);
-    Ok(Comparison { steps, last, is_current, is_due, pending, running })
+    Ok(Comparison { steps, last, is_current, is_due, pending, running, dead_end: dead_end(stage) })
 }
 
 impl Comparison<'_> {
@@ -85,6 +88,16 @@ impl Comparison<'_> {
     pub(super) fn finding(&self, pipeline: &str) -> (Truth, OperatorReason, String) {
         let last = self.last.as_ref().filter(|_| self.is_current && self.pending.is_none());
         match (last, self.running) {
+            (Some(LastComparison { result, .. }), _)
+                if result.verdict == ComparisonVerdict::Equal
+                    && let Some(reason) = self.dead_end =>
+            {
+                let message = format!(
+                    "Source and sink were the same before a worker met {}; the condition Ready says what to do",
+                    ConditionReason::from(reason)
+                );
+                (Truth::Unknown, OperatorReason::ComparisonOutdated, message)
+            }
             (Some(last), _) => {
                 let (truth, reason) = match last.result.verdict {
                     ComparisonVerdict::Equal => (Truth::True, OperatorReason::Equal),
@@ -325,9 +338,14 @@ fn is_scheduled(world: &World, last: Option<&LastComparison>, spec: &str) -> boo
 /// Every change is applied, and all rows are copied: before that, tables are unknown, and a barrier is met late.
 fn is_ready(stage: &Stage<'_>) -> bool {
     let Stage::Run { replicas: 1.., shards, outdated, missing: None, .. } = stage else { return false };
-    outdated.is_empty()
-        && all_stream(shards)
-        && shards.iter().filter_map(reporting).all(penstock_crds::report::Report::has_all_rows)
+    outdated.is_empty() && all_stream(shards) && shards.iter().filter_map(reporting).all(Report::has_all_rows)
+}
+
+/// Where a worker stands, if nothing that is mended brings it on.
+fn dead_end(stage: &Stage<'_>) -> Option<Reason> {
+    let (_, shards) = stage.running()?;
+    let mut problems = shards.iter().filter_map(reporting).filter_map(|report| report.problem.as_ref());
+    problems.find_map(|problem| Some(problem.reason).filter(|reason| reason.is_dead_end()))
 }
 
 /// The same until something is recorded, so that a Job that was just made is not made twice.

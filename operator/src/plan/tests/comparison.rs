@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use jiff::SignedDuration;
 use penstock_crds::comparison::{ComparisonResult, ComparisonVerdict, DifferentTable};
 use penstock_crds::names::ANNOTATION_COMPARE_SOURCE;
-use penstock_crds::report::WorkerPhase;
+use penstock_crds::report::{Reason, WorkerPhase};
 use penstock_crds::spec::DeletionPolicy;
 
 use super::golden::{golden, step};
@@ -163,6 +163,20 @@ fn a_token_that_is_not_carried_out_yet_is_not_answered_by_what_was_found_before(
         let due = after(scheduled(known.clone(), "10m"), SignedDuration::from_hours(1));
         assert_eq!(matches(&with_job(due, ComparisonProgress::Running)), matches(&known));
     }
+}
+
+#[test]
+fn the_sink_is_not_said_to_match_while_a_worker_stands_at_a_dead_end() {
+    let met = |reason, verdict| {
+        let mut world = with_problem(WorkerPhase::Halted, reason, "so");
+        world.pipeline.status = seen(ended(asked(at_rest(), "t-1"), verdict)).pipeline.status;
+        matches(&asked(world, "t-1"))
+    };
+    let (equal, different) = (ComparisonVerdict::Equal, ComparisonVerdict::Different);
+    assert_eq!(met(Reason::SourceChanged, equal), is("Unknown", "ComparisonOutdated"));
+    assert_eq!(met(Reason::SlotInvalidated, equal), is("Unknown", "ComparisonOutdated"));
+    assert_eq!(met(Reason::TableMissing, equal), is("True", "Equal"), "that can be mended");
+    assert_eq!(met(Reason::SourceChanged, different), is("False", "Different"), "it is no better now");
 }
 
 #[test]
