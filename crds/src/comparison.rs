@@ -195,6 +195,10 @@ pub struct LastComparison {
 
     /// What it found.
     pub result: ComparisonResult,
+
+    /// Why it could not be made. `result` is of an earlier one then, which found rows that differ: nobody knows better.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub failure: Option<String>,
 }
 
 #[cfg(test)]

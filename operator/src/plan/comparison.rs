@@ -23,6 +23,8 @@ use crate::world::{ComparisonJob, ComparisonProgress, World};
 const PATIENCE: SignedDuration = SignedDuration::from_mins(5);
 /// How soon the schedule tries again, at the latest, after a comparison that could not be made.
 const AGAIN: SignedDuration = SignedDuration::from_hours(1);
+/// Where a comparison does not say why.
+const NO_REASON: &str = "no reason is given";
 /// Tables that a sentence names at most.
 const TABLES_NAMED_MAX: usize = 5;
 
@@ -151,7 +153,7 @@ fn of_running(job: &ComparisonJob) -> String {
 /// What a comparison found, and what to do about it.
 pub(super) fn sentence(pipeline: &str, last: &LastComparison) -> String {
     let result = &last.result;
-    let reason = result.reason.as_deref().unwrap_or("no reason is given");
+    let reason = result.reason.as_deref().unwrap_or(NO_REASON);
     match result.verdict {
         ComparisonVerdict::Equal => {
             format!("The rows of all {} tables are the same in source and sink", result.tables)
@@ -167,12 +169,18 @@ pub(super) fn sentence(pipeline: &str, last: &LastComparison) -> String {
                     first.table
                 )
             });
+            let more = match &last.failure {
+                None => format!(
+                    "Until the next comparison, at most for an hour, kubectl logs job/{} names them",
+                    last.job
+                ),
+                Some(failure) => format!("The comparison after that could not be made: {failure}"),
+            };
             format!(
-                "Rows differ in {} of {} tables: {}{unknown}. Until the next comparison, at most for an hour, kubectl logs job/{} names them{resnapshot}",
+                "Rows differ in {} of {} tables: {}{unknown}. {more}{resnapshot}",
                 result.tables_different,
                 result.tables,
                 named(result),
-                last.job,
             )
         }
         ComparisonVerdict::Unknown if result.tables == 0 => {
@@ -268,13 +276,23 @@ struct Attempt<'a> {
 
 fn record(world: &World, attempt: &Attempt<'_>, at: Timestamp, result: ComparisonResult) -> LastComparison {
     let settled = || recorded(world)?.token.clone();
+    let result = result.shortened();
+    let differed = recorded(world)
+        .filter(|last| last.spec == attempt.spec && last.result.verdict == ComparisonVerdict::Different);
+    let (result, failure) = match differed {
+        Some(last) if result.verdict == ComparisonVerdict::Unknown => {
+            (last.result.clone(), Some(result.reason.unwrap_or_else(|| NO_REASON.to_owned())))
+        }
+        Some(_) | None => (result, None),
+    };
     LastComparison {
         completion_time: Time(at),
         revision: attempt.revision.to_owned(),
         spec: attempt.spec.to_owned(),
         job: attempt.name.to_owned(),
         token: attempt.token.map(str::to_owned).or_else(settled),
-        result: result.shortened(),
+        result,
+        failure,
     }
 }
 
@@ -326,10 +344,8 @@ fn token(world: &World) -> (Option<&str>, Option<PlannedEvent>) {
 fn is_scheduled(world: &World, last: Option<&LastComparison>, spec: &str) -> bool {
     let Some(interval) = world.pipeline.spec.source_comparison.interval() else { return false };
     let Some(last) = last.filter(|last| last.spec == spec) else { return true };
-    let pause = match last.result.verdict {
-        ComparisonVerdict::Equal | ComparisonVerdict::Different => interval,
-        ComparisonVerdict::Unknown => interval.min(AGAIN),
-    };
+    let is_failure = last.failure.is_some() || last.result.verdict == ComparisonVerdict::Unknown;
+    let pause = if is_failure { interval.min(AGAIN) } else { interval };
     let share = i64::from_str_radix(&uid8(&world.uid), 16).unwrap_or_default() % 100;
     let spread = SignedDuration::from_secs(pause.as_secs() * share / 1000);
     world.now.duration_since(last.completion_time.0) >= pause + spread

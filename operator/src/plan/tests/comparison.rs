@@ -180,6 +180,29 @@ fn the_sink_is_not_said_to_match_while_a_worker_stands_at_a_dead_end() {
 }
 
 #[test]
+fn a_comparison_that_fails_does_not_bury_what_differed() {
+    let differs = seen(ended(asked(scheduled(at_rest(), "24h"), "t-1"), ComparisonVerdict::Different));
+    let fails = ended(asked(differs.clone(), "t-2"), ComparisonVerdict::Unknown);
+    assert_eq!(matches(&fails), is("False", "Different"));
+    let told = told(&fails);
+    assert!(told.len() == 1 && told[0].starts_with("tell Warning ComparisonFailed"), "{told:?}");
+    let failed = seen(fails);
+    let condition = planned(&failed).status.unwrap().conditions.pop().unwrap();
+    assert!(condition.message.contains("public.inventory (2 rows)"), "{}", condition.message);
+    assert!(condition.message.contains("sales.a: it is being copied"), "{}", condition.message);
+    assert!(!condition.message.contains("kubectl logs"), "that Job is gone: {}", condition.message);
+    // It is tried again soon, fails again, and says the same; then it finds out.
+    let again = after(failed, SignedDuration::from_mins(67));
+    assert_eq!(matches(&ended(again.clone(), ComparisonVerdict::Unknown)), is("False", "Different"));
+    assert_eq!(matches(&ended(again, ComparisonVerdict::Equal)), is("True", "Equal"));
+    // Of another spec nothing is known.
+    let mut moved = differs;
+    moved.pipeline.spec.sink.postgres.connection.host = "another".into();
+    let fails = ended(asked(up_to_date(moved), "t-2"), ComparisonVerdict::Unknown);
+    assert_eq!(matches(&fails), is("Unknown", "ComparisonFailed"));
+}
+
+#[test]
 fn recovery_is_told() {
     let world = asked(seen(ended(asked(at_rest(), "t-1"), ComparisonVerdict::Different)), "t-2");
     let told = told(&ended(world, ComparisonVerdict::Equal));

@@ -149,6 +149,7 @@ fn with_comparisons(mut world: World, given: Comparisons) -> World {
         job: "inventory-compare-0".into(),
         token: None,
         result,
+        failure: None,
     });
     world.pipeline.status = Some(CdcPipelineStatus { source_comparison, ..CdcPipelineStatus::default() });
     let Some(revision) = world.revisions.first() else { return world };
