@@ -186,7 +186,7 @@ pub struct LastComparison {
     /// Hash of the spec that it speaks of; of a changed one nothing is known.
     pub spec: String,
 
-    /// The Job that it was; for an hour `kubectl logs job/NAME` names the rows.
+    /// The Job that it was; until the next one, at most for an hour, `kubectl logs job/NAME` names the rows.
     pub job: String,
 
     /// The last token of the annotation `penstock.dev/compare-source` that was carried out.
@@ -195,6 +195,10 @@ pub struct LastComparison {
 
     /// What it found.
     pub result: ComparisonResult,
+
+    /// Why it could not be made. `result` is of an earlier one then, which found rows that differ: nobody knows better.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub failure: Option<String>,
 }
 
 #[cfg(test)]

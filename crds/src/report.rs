@@ -243,6 +243,14 @@ pub enum Reason {
 }
 
 impl Reason {
+    /// Whether source and sink cannot be brought together by mending anything: a person decides.
+    pub fn is_dead_end(self) -> bool {
+        matches!(
+            self,
+            Self::SlotMissing | Self::SlotInvalidated | Self::SinkLostCommits | Self::SourceChanged
+        )
+    }
+
     /// What happens after an error of this kind.
     pub fn policy(self) -> Policy {
         match self {

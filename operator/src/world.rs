@@ -248,6 +248,8 @@ pub struct ComparisonJob {
     pub token: Option<String>,
     /// When it was made.
     pub created: Timestamp,
+    /// How long it may take.
+    pub timeout: Option<SignedDuration>,
     /// It is being deleted.
     pub is_deleting: bool,
     /// How far it is.

@@ -28,6 +28,11 @@ pub(super) fn comparison_job(job: &Job, pods: &[Pod], now: Timestamp) -> Option<
         spec: annotation(ANNOTATION_SPEC)?,
         token: annotation(ANNOTATION_COMPARE_SOURCE),
         created: job.metadata.creation_timestamp.as_ref().map_or(now, |at| at.0),
+        timeout: job
+            .spec
+            .as_ref()
+            .and_then(|spec| spec.active_deadline_seconds)
+            .map(SignedDuration::from_secs),
         is_deleting: job.metadata.deletion_timestamp.is_some(),
         progress: progress(job, pod, now),
         uid,
@@ -93,6 +98,7 @@ mod tests {
                 "annotations": {ANNOTATION_SPEC: "1a2b3c4d", ANNOTATION_COMPARE_SOURCE: "t-1"},
                 "creationTimestamp": "2026-03-01T11:59:00Z",
             },
+            "spec": {"activeDeadlineSeconds": 90, "template": {}},
             "status": status,
         }))
         .unwrap()
@@ -141,6 +147,12 @@ mod tests {
         assert_eq!(seen(&json!({}), &[own]), ComparisonProgress::Ended { at, result: said });
         let other = pod("another", false, &ended(0, &message));
         assert_eq!(seen(&json!({}), &[other]), ComparisonProgress::Waiting { trouble: None });
+    }
+
+    #[test]
+    fn a_job_has_the_deadline_that_it_was_made_with() {
+        let timeout = comparison_job(&job(&json!({})), &[], now()).unwrap().timeout;
+        assert_eq!(timeout, Some(SignedDuration::from_secs(90)));
     }
 
     #[test]

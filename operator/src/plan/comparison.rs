@@ -4,9 +4,10 @@
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use penstock_crds::comparison::{ComparisonResult, ComparisonVerdict, LastComparison};
-use penstock_crds::conditions::OperatorReason;
+use penstock_crds::conditions::{ConditionReason, OperatorReason};
 use penstock_crds::directive::is_token;
 use penstock_crds::names::{ANNOTATION_COMPARE_SOURCE, ANNOTATION_RESNAPSHOT, uid8};
+use penstock_crds::report::{Reason, Report};
 
 use super::events::PlannedEvent;
 use super::revision::{Target, target};
@@ -22,8 +23,13 @@ use crate::world::{ComparisonJob, ComparisonProgress, World};
 const PATIENCE: SignedDuration = SignedDuration::from_mins(5);
 /// How soon the schedule tries again, at the latest, after a comparison that could not be made.
 const AGAIN: SignedDuration = SignedDuration::from_hours(1);
+/// Where a comparison does not say why.
+const NO_REASON: &str = "no reason is given";
 /// Tables that a sentence names at most.
 const TABLES_NAMED_MAX: usize = 5;
+
+/// When one that is asked for begins.
+const BEGINS: &str = "begins when every change is applied and all rows are copied";
 
 /// How source comparison stands, and what to do about it.
 #[derive(Debug)]
@@ -36,8 +42,12 @@ pub(super) struct Comparison<'a> {
     is_current: bool,
     /// One is asked for.
     is_due: bool,
+    /// The token that asks for one and is not carried out yet.
+    pending: Option<&'a str>,
     /// The one that is under way.
     running: Option<&'a ComparisonJob>,
+    /// Where a worker stands at a dead end: what was the same before need not be now.
+    dead_end: Option<Reason>,
 }
 
 /// How source comparison stands in a pipeline that nobody deleted.
@@ -49,7 +59,7 @@ pub(super) fn comparison<'a>(world: &'a World, stage: &Stage<'_>) -> Result<Comp
     // 2. What is asked for?
     let (token, complaint) = token(world);
     steps.extend(complaint.map(Step::Emit));
-    let token = token.filter(|token| last.as_ref().and_then(|last| last.token.as_deref()) != Some(*token));
+    let token = token.filter(|token| !is_carried_out(last.as_ref(), token));
     let is_due = token.is_some() || is_scheduled(world, last.as_ref(), &spec);
     // 3. Can it begin?
     let is_idle = world.comparisons.iter().all(|job| is_over(world, job));
@@ -66,18 +76,30 @@ pub(super) fn comparison<'a>(world: &'a World, stage: &Stage<'_>) -> Result<Comp
             steps.push(Step::Apply(manifests::comparison_job(world, &revision, &name, token)?));
         }
     }
+    let pending = token.filter(|token| !is_carried_out(last.as_ref(), token));
     let is_current = last.as_ref().is_some_and(|last| last.spec == spec);
     let is_running =
         |job: &&ComparisonJob| !job.is_deleting && is_under_way(job) && !is_of_no_use(world, job, &spec);
     let running = world.comparisons.iter().find(is_running);
-    Ok(Comparison { steps, last, is_current, is_due, running })
+    Ok(Comparison { steps, last, is_current, is_due, pending, running, dead_end: dead_end(stage) })
 }
 
 impl Comparison<'_> {
-    /// What the condition says. The same again is said in the same words.
+    /// What the condition says. The same again is said in the same words. While a token is not carried out, what was
+    /// found before does not answer it; a run of the schedule was not asked for, so it leaves the old word.
     pub(super) fn finding(&self, pipeline: &str) -> (Truth, OperatorReason, String) {
-        let last = self.last.as_ref().filter(|_| self.is_current);
+        let last = self.last.as_ref().filter(|_| self.is_current && self.pending.is_none());
         match (last, self.running) {
+            (Some(LastComparison { result, .. }), _)
+                if result.verdict == ComparisonVerdict::Equal
+                    && let Some(reason) = self.dead_end =>
+            {
+                let message = format!(
+                    "Source and sink were the same before a worker met {}; the condition Ready says what to do",
+                    ConditionReason::from(reason)
+                );
+                (Truth::Unknown, OperatorReason::ComparisonOutdated, message)
+            }
             (Some(last), _) => {
                 let (truth, reason) = match last.result.verdict {
                     ComparisonVerdict::Equal => (Truth::True, OperatorReason::Equal),
@@ -87,13 +109,16 @@ impl Comparison<'_> {
                 (truth, reason, sentence(pipeline, last))
             }
             (None, Some(job)) => (Truth::Unknown, OperatorReason::Comparing, of_running(job)),
-            (None, None) => self.unknown(pipeline),
+            (None, None) => match self.pending {
+                Some(token) => (Truth::Unknown, OperatorReason::Comparing, of_pending(token)),
+                None => self.unknown(pipeline),
+            },
         }
     }
 
     fn unknown(&self, pipeline: &str) -> (Truth, OperatorReason, String) {
         let next = if self.is_due {
-            "The next comparison begins when every change is applied and all rows are copied".to_owned()
+            format!("The next comparison {BEGINS}")
         } else {
             format!(
                 "kubectl annotate cdc {pipeline} --overwrite {ANNOTATION_COMPARE_SOURCE}=TOKEN begins one; spec.sourceComparison.interval repeats it"
@@ -106,6 +131,10 @@ impl Comparison<'_> {
         };
         (Truth::Unknown, reason, format!("{known}. {next}"))
     }
+}
+
+fn of_pending(token: &str) -> String {
+    format!("The comparison that the token {token} asks for {BEGINS}")
 }
 
 fn of_running(job: &ComparisonJob) -> String {
@@ -124,7 +153,7 @@ fn of_running(job: &ComparisonJob) -> String {
 /// What a comparison found, and what to do about it.
 pub(super) fn sentence(pipeline: &str, last: &LastComparison) -> String {
     let result = &last.result;
-    let reason = result.reason.as_deref().unwrap_or("no reason is given");
+    let reason = result.reason.as_deref().unwrap_or(NO_REASON);
     match result.verdict {
         ComparisonVerdict::Equal => {
             format!("The rows of all {} tables are the same in source and sink", result.tables)
@@ -140,12 +169,18 @@ pub(super) fn sentence(pipeline: &str, last: &LastComparison) -> String {
                     first.table
                 )
             });
+            let more = match &last.failure {
+                None => format!(
+                    "Until the next comparison, at most for an hour, kubectl logs job/{} names them",
+                    last.job
+                ),
+                Some(failure) => format!("The comparison after that could not be made: {failure}"),
+            };
             format!(
-                "Rows differ in {} of {} tables: {}{unknown}. For an hour kubectl logs job/{} names them{resnapshot}",
+                "Rows differ in {} of {} tables: {}{unknown}. {more}{resnapshot}",
                 result.tables_different,
                 result.tables,
                 named(result),
-                last.job,
             )
         }
         ComparisonVerdict::Unknown if result.tables == 0 => {
@@ -211,9 +246,11 @@ fn is_of_no_use(world: &World, job: &ComparisonJob, spec: &str) -> bool {
 /// What a Job came to, and when; absent while it may still come to something.
 fn outcome(world: &World, job: &ComparisonJob) -> Option<(Timestamp, ComparisonResult)> {
     let age = world.now.duration_since(job.created);
-    let timeout = world.pipeline.spec.source_comparison.timeout();
     let reason = match &job.progress {
-        ComparisonProgress::Ended { at, result } => return Some((whole_seconds(*at), result.clone())),
+        ComparisonProgress::Ended { at, result } => {
+            // The clock of the node may be ahead.
+            return Some((whole_seconds((*at).min(world.now)), result.clone()));
+        }
         ComparisonProgress::Waiting { trouble } if age > PATIENCE => match trouble {
             Some(trouble) => trouble.clone(),
             None => format!(
@@ -221,7 +258,7 @@ fn outcome(world: &World, job: &ComparisonJob) -> Option<(Timestamp, ComparisonR
                 job.name
             ),
         },
-        ComparisonProgress::Running if age > timeout + PATIENCE => {
+        ComparisonProgress::Running if job.timeout.is_some_and(|timeout| age > timeout + PATIENCE) => {
             format!("The Job {} does not end although its time is over", job.name)
         }
         ComparisonProgress::Waiting { .. } | ComparisonProgress::Running => return None,
@@ -239,13 +276,23 @@ struct Attempt<'a> {
 
 fn record(world: &World, attempt: &Attempt<'_>, at: Timestamp, result: ComparisonResult) -> LastComparison {
     let settled = || recorded(world)?.token.clone();
+    let result = result.shortened();
+    let differed = recorded(world)
+        .filter(|last| last.spec == attempt.spec && last.result.verdict == ComparisonVerdict::Different);
+    let (result, failure) = match differed {
+        Some(last) if result.verdict == ComparisonVerdict::Unknown => {
+            (last.result.clone(), Some(result.reason.unwrap_or_else(|| NO_REASON.to_owned())))
+        }
+        Some(_) | None => (result, None),
+    };
     LastComparison {
         completion_time: Time(at),
         revision: attempt.revision.to_owned(),
         spec: attempt.spec.to_owned(),
         job: attempt.name.to_owned(),
         token: attempt.token.map(str::to_owned).or_else(settled),
-        result: result.shortened(),
+        result,
+        failure,
     }
 }
 
@@ -271,6 +318,10 @@ fn is_over(world: &World, job: &ComparisonJob) -> bool {
     !job.is_deleting && !is_under_way(job) && (is_recorded(world, job) || !is_newest(world, job))
 }
 
+fn is_carried_out(last: Option<&LastComparison>, token: &str) -> bool {
+    last.and_then(|last| last.token.as_deref()) == Some(token)
+}
+
 /// The token of the annotation, or what is wrong with it.
 fn token(world: &World) -> (Option<&str>, Option<PlannedEvent>) {
     let annotations = world.pipeline.metadata.annotations.as_ref();
@@ -293,10 +344,8 @@ fn token(world: &World) -> (Option<&str>, Option<PlannedEvent>) {
 fn is_scheduled(world: &World, last: Option<&LastComparison>, spec: &str) -> bool {
     let Some(interval) = world.pipeline.spec.source_comparison.interval() else { return false };
     let Some(last) = last.filter(|last| last.spec == spec) else { return true };
-    let pause = match last.result.verdict {
-        ComparisonVerdict::Equal | ComparisonVerdict::Different => interval,
-        ComparisonVerdict::Unknown => interval.min(AGAIN),
-    };
+    let is_failure = last.failure.is_some() || last.result.verdict == ComparisonVerdict::Unknown;
+    let pause = if is_failure { interval.min(AGAIN) } else { interval };
     let share = i64::from_str_radix(&uid8(&world.uid), 16).unwrap_or_default() % 100;
     let spread = SignedDuration::from_secs(pause.as_secs() * share / 1000);
     world.now.duration_since(last.completion_time.0) >= pause + spread
@@ -305,9 +354,14 @@ fn is_scheduled(world: &World, last: Option<&LastComparison>, spec: &str) -> boo
 /// Every change is applied, and all rows are copied: before that, tables are unknown, and a barrier is met late.
 fn is_ready(stage: &Stage<'_>) -> bool {
     let Stage::Run { replicas: 1.., shards, outdated, missing: None, .. } = stage else { return false };
-    outdated.is_empty()
-        && all_stream(shards)
-        && shards.iter().filter_map(reporting).all(penstock_crds::report::Report::has_all_rows)
+    outdated.is_empty() && all_stream(shards) && shards.iter().filter_map(reporting).all(Report::has_all_rows)
+}
+
+/// Where a worker stands, if nothing that is mended brings it on.
+fn dead_end(stage: &Stage<'_>) -> Option<Reason> {
+    let (_, shards) = stage.running()?;
+    let mut problems = shards.iter().filter_map(reporting).filter_map(|report| report.problem.as_ref());
+    problems.find_map(|problem| Some(problem.reason).filter(|reason| reason.is_dead_end()))
 }
 
 /// The same until something is recorded, so that a Job that was just made is not made twice.

@@ -53,7 +53,7 @@ fn stop_workers(world: &World) -> Option<Plan> {
         return None;
     }
     left.sort_unstable();
-    let message = format!("The workers finish their batch and stop: {}", left.join(", "));
+    let message = format!("Workers and comparisons stop: {}", left.join(", "));
     Some(wait(world, steps, &Verdict::moving(Phase::Deleting, OperatorReason::Deleting, message)))
 }
 

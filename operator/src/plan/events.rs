@@ -111,6 +111,7 @@ impl PlannedEvent {
     pub(super) fn compared(world: &World, record: &LastComparison) -> Option<Self> {
         let verdict = record.result.verdict;
         let (kind, reason) = match verdict {
+            _ if record.failure.is_some() => (EventKind::Warning, "ComparisonFailed"),
             ComparisonVerdict::Equal => (EventKind::Normal, "SinkMatches"),
             ComparisonVerdict::Different => (EventKind::Warning, "SinkDiffers"),
             ComparisonVerdict::Unknown => (EventKind::Warning, "ComparisonFailed"),

@@ -17,7 +17,7 @@ use crate::world::{KnownRevision, World};
 
 /// Where Kubernetes looks for a container's last words.
 const TERMINATION_MESSAGE: &str = "/dev/termination-log";
-/// How long a Job that has ended is kept: its log names the rows that differ.
+/// How long a Job that has ended is kept, if no other comparison begins: its log names the rows that differ.
 const KEPT_SECONDS: i32 = 3600;
 
 /// The Job that compares the sink with the source, for this token of the annotation if there is one.

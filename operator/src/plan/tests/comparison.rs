@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use jiff::SignedDuration;
 use penstock_crds::comparison::{ComparisonResult, ComparisonVerdict, DifferentTable};
 use penstock_crds::names::ANNOTATION_COMPARE_SOURCE;
-use penstock_crds::report::WorkerPhase;
+use penstock_crds::report::{Reason, WorkerPhase};
 use penstock_crds::spec::DeletionPolicy;
 
 use super::golden::{golden, step};
@@ -39,6 +39,7 @@ fn begun(world: &World) -> Option<ComparisonJob> {
             spec: annotations["penstock.dev/compared-spec"].clone(),
             token: annotations.get(ANNOTATION_COMPARE_SOURCE).cloned(),
             created: world.now,
+            timeout: job.spec.as_ref()?.active_deadline_seconds.map(SignedDuration::from_secs),
             is_deleting: false,
             progress: ComparisonProgress::Waiting { trouble: None },
         })
@@ -113,7 +114,7 @@ fn from_the_annotation_to_the_verdict() {
 fn a_token_is_carried_out_once_and_another_asks_again() {
     let mut world = seen(ended(asked(at_rest(), "t-1"), ComparisonVerdict::Equal));
     assert_eq!(planned(&world).steps, planned(&at_rest()).steps, "it is at rest");
-    world.comparisons.clear(); // Kubernetes removes it after an hour.
+    world.comparisons.clear(); // Kubernetes removes it after an hour at the latest.
     assert_eq!(planned(&world).steps, planned(&at_rest()).steps, "it is at rest still");
     let job = begun(&asked(world, "t-2")).unwrap();
     assert_eq!(job.token.as_deref(), Some("t-2"));
@@ -144,6 +145,61 @@ fn the_same_verdict_again_changes_neither_condition_nor_its_time_and_is_told_onl
             assert_eq!(condition(&later), condition(&first));
         }
     }
+}
+
+#[test]
+fn a_token_that_is_not_carried_out_yet_is_not_answered_by_what_was_found_before() {
+    for verdict in [ComparisonVerdict::Equal, ComparisonVerdict::Different, ComparisonVerdict::Unknown] {
+        let known = seen(ended(asked(at_rest(), "t-1"), verdict));
+        let asks = asked(known.clone(), "t-2");
+        assert_eq!(matches(&asks), is("Unknown", "Comparing"), "the pass that makes the Job");
+        let runs = seen(with_job(asks.clone(), ComparisonProgress::Running));
+        assert_eq!(matches(&runs), is("Unknown", "Comparing"));
+        assert_eq!(matches(&ended(asks.clone(), ComparisonVerdict::Equal)), is("True", "Equal"));
+        let mut waits = asks;
+        waits.pipeline.spec.paused = true;
+        assert_eq!(matches(&waits), is("Unknown", "Comparing"), "it cannot begin");
+        // Nobody asked for a run of the schedule: the old word stays.
+        let due = after(scheduled(known.clone(), "10m"), SignedDuration::from_hours(1));
+        assert_eq!(matches(&with_job(due, ComparisonProgress::Running)), matches(&known));
+    }
+}
+
+#[test]
+fn the_sink_is_not_said_to_match_while_a_worker_stands_at_a_dead_end() {
+    let met = |reason, verdict| {
+        let mut world = with_problem(WorkerPhase::Halted, reason, "so");
+        world.pipeline.status = seen(ended(asked(at_rest(), "t-1"), verdict)).pipeline.status;
+        matches(&asked(world, "t-1"))
+    };
+    let (equal, different) = (ComparisonVerdict::Equal, ComparisonVerdict::Different);
+    assert_eq!(met(Reason::SourceChanged, equal), is("Unknown", "ComparisonOutdated"));
+    assert_eq!(met(Reason::SlotInvalidated, equal), is("Unknown", "ComparisonOutdated"));
+    assert_eq!(met(Reason::TableMissing, equal), is("True", "Equal"), "that can be mended");
+    assert_eq!(met(Reason::SourceChanged, different), is("False", "Different"), "it is no better now");
+}
+
+#[test]
+fn a_comparison_that_fails_does_not_bury_what_differed() {
+    let differs = seen(ended(asked(scheduled(at_rest(), "24h"), "t-1"), ComparisonVerdict::Different));
+    let fails = ended(asked(differs.clone(), "t-2"), ComparisonVerdict::Unknown);
+    assert_eq!(matches(&fails), is("False", "Different"));
+    let told = told(&fails);
+    assert!(told.len() == 1 && told[0].starts_with("tell Warning ComparisonFailed"), "{told:?}");
+    let failed = seen(fails);
+    let condition = planned(&failed).status.unwrap().conditions.pop().unwrap();
+    assert!(condition.message.contains("public.inventory (2 rows)"), "{}", condition.message);
+    assert!(condition.message.contains("sales.a: it is being copied"), "{}", condition.message);
+    assert!(!condition.message.contains("kubectl logs"), "that Job is gone: {}", condition.message);
+    // It is tried again soon, fails again, and says the same; then it finds out.
+    let again = after(failed, SignedDuration::from_mins(67));
+    assert_eq!(matches(&ended(again.clone(), ComparisonVerdict::Unknown)), is("False", "Different"));
+    assert_eq!(matches(&ended(again, ComparisonVerdict::Equal)), is("True", "Equal"));
+    // Of another spec nothing is known.
+    let mut moved = differs;
+    moved.pipeline.spec.sink.postgres.connection.host = "another".into();
+    let fails = ended(asked(up_to_date(moved), "t-2"), ComparisonVerdict::Unknown);
+    assert_eq!(matches(&fails), is("Unknown", "ComparisonFailed"));
 }
 
 #[test]
@@ -250,18 +306,29 @@ fn what_keeps_a_comparison_from_starting_is_said_and_given_up_after_five_minutes
 }
 
 #[test]
-fn a_job_that_outlives_its_deadline_is_given_up() {
-    let mut world = with_job(asked(at_rest(), "t-1"), ComparisonProgress::Running);
-    world.pipeline.spec.source_comparison.timeout = "1h".into();
-    assert!(
-        planned(&after(world.clone(), SignedDuration::from_mins(60)))
-            .status
-            .unwrap()
-            .source_comparison
-            .is_none()
+fn a_job_that_outlives_the_deadline_it_was_made_with_is_given_up() {
+    let timed = |mut world: World, timeout: &str| {
+        world.pipeline.spec.source_comparison.timeout = timeout.into();
+        world
+    };
+    let world = with_job(timed(asked(at_rest(), "t-1"), "1h"), ComparisonProgress::Running);
+    for now_in_spec in ["10m", "1h", "12h"] {
+        let world = timed(world.clone(), now_in_spec);
+        let in_time = planned(&after(world.clone(), SignedDuration::from_mins(60))).status.unwrap();
+        assert!(in_time.source_comparison.is_none(), "{now_in_spec}");
+        let late = after(world, SignedDuration::from_mins(66));
+        assert_eq!(matches(&late), is("Unknown", "ComparisonFailed"), "{now_in_spec}");
+    }
+}
+
+#[test]
+fn a_comparison_never_ends_in_the_future() {
+    let at = now() + SignedDuration::from_hours(2); // The clock of the node is ahead.
+    let world = with_job(
+        asked(at_rest(), "t-1"),
+        ComparisonProgress::Ended { at, result: found(ComparisonVerdict::Equal) },
     );
-    let late = after(world, SignedDuration::from_mins(66));
-    assert_eq!(matches(&late), is("Unknown", "ComparisonFailed"));
+    assert_eq!(planned(&world).status.unwrap().source_comparison.unwrap().completion_time.0, now());
 }
 
 #[test]
@@ -278,7 +345,10 @@ fn a_job_that_kubernetes_refuses_is_said_and_not_asked_for_again_and_again() {
 #[test]
 fn a_job_that_was_just_made_is_not_made_twice() {
     let world = asked(at_rest(), "t-1");
-    assert_eq!(begun(&world), begun(&world), "the watch has not brought it yet");
+    // The watch has not brought it yet: time goes on, and the status is written with nothing recorded.
+    let later = seen(after(world.clone(), SignedDuration::from_mins(1)));
+    assert_ne!(later.pipeline.status, world.pipeline.status);
+    assert_eq!(begun(&later).unwrap().name, begun(&world).unwrap().name);
     let mut ending = with_job(world, ComparisonProgress::Running);
     ending.comparisons[0].is_deleting = true;
     assert!(begun(&ending).is_none(), "its namesake is still there");

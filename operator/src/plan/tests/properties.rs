@@ -1,12 +1,15 @@
-use penstock_crds::comparison::{ComparisonResult, ComparisonVerdict};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use penstock_crds::comparison::{ComparisonResult, ComparisonVerdict, LastComparison};
 use penstock_crds::names::ANNOTATION_COMPARE_SOURCE;
 use penstock_crds::report::{Problem, Reason, WorkerPhase};
 use penstock_crds::revision::RevisionName;
 use penstock_crds::spec::DeletionPolicy;
+use penstock_crds::status::CdcPipelineStatus;
 use proptest::prelude::*;
 
 use super::scene::*;
 use crate::plan::manifests::compared_spec;
+use crate::plan::revision::{Target, target};
 use crate::plan::{DoomedKind, Manifest, Step, plan, target_revision};
 use crate::world::{
     Answer, CleanUpJob, ComparisonJob, ComparisonProgress, ControlSecret, PodTrouble, SecretKeys, WorkerPod,
@@ -70,27 +73,31 @@ prop_compose! {
     }
 }
 
-fn progress() -> impl Strategy<Value = ComparisonProgress> {
-    let result = prop::sample::select(vec![
+fn result() -> impl Strategy<Value = ComparisonResult> {
+    prop::sample::select(vec![
         ComparisonVerdict::Equal,
         ComparisonVerdict::Different,
         ComparisonVerdict::Unknown,
     ])
-    .prop_map(|verdict| ComparisonResult { verdict, ..ComparisonResult::unknown("so") });
+    .prop_map(|verdict| ComparisonResult { verdict, ..ComparisonResult::unknown("so") })
+}
+
+fn progress() -> impl Strategy<Value = ComparisonProgress> {
     prop_oneof![
         Just(ComparisonProgress::Waiting { trouble: None }),
         Just(ComparisonProgress::Waiting { trouble: Some("no node".into()) }),
         Just(ComparisonProgress::Running),
-        result.prop_map(|result| ComparisonProgress::Ended { at: now(), result }),
+        result().prop_map(|result| ComparisonProgress::Ended { at: now(), result }),
     ]
 }
 
-/// What is asked for, what the API server says, and Jobs of the spec as it is now or was before.
+/// What is asked for, what the API server says, and what is recorded and Jobs of the spec as it is now or was before.
 #[derive(Clone, Debug)]
 struct Comparisons {
     is_asked: bool,
     is_scheduled: bool,
     is_refused: bool,
+    recorded: Option<(bool, ComparisonResult)>,
     jobs: Vec<AnyJob>,
 }
 
@@ -113,10 +120,18 @@ prop_compose! {
         is_asked: bool,
         is_scheduled: bool,
         is_refused in prop::bool::weighted(0.2),
+        recorded in prop::option::of((any::<bool>(), result())),
         jobs in prop::collection::vec(any_job(), 0..3),
     ) -> Comparisons {
-        Comparisons { is_asked, is_scheduled, is_refused, jobs }
+        Comparisons { is_asked, is_scheduled, is_refused, recorded, jobs }
     }
+}
+
+/// Hash of what a comparison would compare now.
+fn present_spec(world: &World) -> String {
+    let (Target::Minted(revision) | Target::Mint(revision) | Target::Clash(revision)) =
+        target(world).unwrap();
+    compared_spec(world, &revision).unwrap()
 }
 
 fn with_comparisons(mut world: World, given: Comparisons) -> World {
@@ -126,8 +141,18 @@ fn with_comparisons(mut world: World, given: Comparisons) -> World {
     }
     world.pipeline.spec.source_comparison.interval = given.is_scheduled.then(|| "24h".into());
     world.comparison_refused = given.is_refused.then(|| "quota".into());
+    let spec = present_spec(&world);
+    let source_comparison = given.recorded.map(|(is_current, result)| LastComparison {
+        completion_time: Time(world.now - jiff::SignedDuration::from_mins(10)),
+        revision: "r".into(),
+        spec: if is_current { spec.clone() } else { "another".into() },
+        job: "inventory-compare-0".into(),
+        token: None,
+        result,
+        failure: None,
+    });
+    world.pipeline.status = Some(CdcPipelineStatus { source_comparison, ..CdcPipelineStatus::default() });
     let Some(revision) = world.revisions.first() else { return world };
-    let spec = compared_spec(&world, revision).unwrap();
     world.comparisons = given
         .jobs
         .into_iter()
@@ -138,7 +163,9 @@ fn with_comparisons(mut world: World, given: Comparisons) -> World {
             revision: revision.name.clone(),
             spec: if job.is_current { spec.clone() } else { "another".into() },
             token: given.is_asked.then(|| "t-1".into()),
-            created: world.now - jiff::SignedDuration::from_secs(job.age),
+            // Not on the very millisecond at which it is given up.
+            created: world.now - jiff::SignedDuration::from_millis(job.age * 1000 + 500),
+            timeout: Some(jiff::SignedDuration::from_hours(6)),
             is_deleting: job.is_deleting,
             progress: job.progress,
         })
@@ -211,7 +238,9 @@ prop_compose! {
         if let Some(hours) = control {
             world.control = ControlSecret::Issued { renew_at: now() + jiff::SignedDuration::from_hours(hours) };
         }
-        world.pods_lack_since = lack.map(|seconds| now() - jiff::SignedDuration::from_secs(seconds));
+        // Not on the very millisecond at which it is too long.
+        world.pods_lack_since =
+            lack.map(|seconds| now() - jiff::SignedDuration::from_millis(seconds * 1000 + 500));
         world.clean_up = job.map(|(is_deleting, is_complete, fails)| CleanUpJob {
             uid: "job".into(),
             made_from: "another".into(),
@@ -301,7 +330,9 @@ proptest! {
     fn the_sink_matches_only_if_the_last_comparison_of_this_spec_said_so(world in any_world()) {
         let Some(status) = plan(&world).unwrap().status else { return Ok(()) };
         let says = |word: &str| status.conditions.iter().any(|found| found.type_ == "SourceMatches" && found.status == word);
-        let verdict = status.source_comparison.as_ref().map(|last| last.result.verdict);
+        let present = present_spec(&world);
+        let last = status.source_comparison.as_ref().filter(|last| last.spec == present);
+        let verdict = last.map(|last| last.result.verdict);
         prop_assert!(!says("True") || verdict == Some(ComparisonVerdict::Equal));
         prop_assert!(!says("False") || verdict == Some(ComparisonVerdict::Different));
     }
