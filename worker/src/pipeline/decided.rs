@@ -7,7 +7,7 @@ use super::start::{Fenced, Resumed, Source};
 use crate::change::{Checkpoint, Lsn, Position, SourceIdentity};
 use crate::checkpoint::{Beginning, Volume};
 use crate::failure::Failure;
-use crate::sink::{Decision, is_dead_end};
+use crate::sink::Decision;
 use crate::source::{self, Durability, SlotState};
 
 /// How a run begins.
@@ -59,7 +59,7 @@ pub(super) async fn decide(
         (Ok(_), Some(Decision::BeginAnew)) => {
             Ok(Start::Decided { decision: Decision::BeginAnew, is_slot_usable: false })
         }
-        (Err(failure), Some(decision)) if is_dead_end(failure.reason) => {
+        (Err(failure), Some(decision)) if failure.reason.is_dead_end() => {
             let is_sink_behind = slot.zip(fenced.started.checkpoint).is_some_and(|(slot, sink)| {
                 slot.verify(&fenced.slot, &fenced.identity.database).is_ok()
                     && slot.confirmed_flush.is_some_and(|confirmed| confirmed > sink.end_lsn)
@@ -68,7 +68,7 @@ pub(super) async fn decide(
             Ok(Start::Decided { decision, is_slot_usable: is_sink_behind && is_same_log })
         }
         (Err(failure), _) => {
-            if is_dead_end(failure.reason) {
+            if failure.reason.is_dead_end() {
                 fenced.sink.note_dead_end(&failure, &log, Some(source_end)).await?;
             }
             Err(failure)

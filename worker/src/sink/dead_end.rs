@@ -1,6 +1,5 @@
 //! Dead ends, what a person decided about them, and what came of it: `penstock.dead_end`, `penstock.accepted_loss`.
 
-use penstock_crds::report::Reason;
 use postgres_types::PgLsn;
 use tokio_postgres::{Error, Row, Transaction};
 
@@ -342,12 +341,4 @@ async fn dead_ends(transaction: &Transaction<'_>, uid: &str) -> Result<Vec<DeadE
         })
     };
     transaction.query(&sql, &[&uid]).await?.iter().map(read).collect()
-}
-
-/// Whether a person may decide about it: nothing that is mended at one of the databases brings the pipeline on.
-pub fn is_dead_end(reason: Reason) -> bool {
-    matches!(
-        reason,
-        Reason::SlotMissing | Reason::SlotInvalidated | Reason::SinkLostCommits | Reason::SourceChanged
-    )
 }

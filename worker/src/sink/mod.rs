@@ -46,7 +46,7 @@ pub use at_barrier::{TableAtBarrier, is_at_barrier, open_at_barrier, tables_at_b
 pub use barrier::Barriers;
 pub use barrier_registry::{Arrival, BARRIER_PREFIX, BarrierId, Registration, SinkFacts, register};
 pub use clean_up::{clean_up, names_uid};
-pub use dead_end::{DeadEnd, Decision, decide, is_dead_end};
+pub use dead_end::{DeadEnd, Decision, decide};
 pub use evolve::{Rules, copy_needed};
 pub use load::{ChunkEnd, Loader};
 pub use owner::{Owner, TableMap};
