@@ -54,6 +54,7 @@ prepare_local() {
 compile() {
   local quiet=()
   [[ -t 2 ]] || quiet=(--quiet)
+  deploy/keep-dates
   nice cargo build "${quiet[@]}" --locked --release -p penstock-operator -p penstock-worker
 }
 

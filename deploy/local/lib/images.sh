@@ -90,8 +90,10 @@ build_image_alone() (
   archive=$(image_archive "$1")
   [[ ! -f $archive ]] || exit 0
   mkdir -p "$CACHE/images"
-  cd "$(mktemp -d "$CACHE/build.XXXXXX")" || exit
-  trap 'rm -rf "$PWD"; [[ -f $archive ]] || say "the image $1 was not built: the lines above say why"' EXIT
+  # Not in one line: `cd ""` stays where it is, which is then removed.
+  folder=$(mktemp -d "$CACHE/build.XXXXXX") || exit
+  cd "$folder" || exit
+  trap 'rm -rf "$folder"; [[ -f $archive ]] || say "the image $1 was not built: the lines above say why"' EXIT
   say "building the image $(image_tag "$1")"
   mkdir context
   "build_$1" "$1"
