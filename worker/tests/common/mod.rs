@@ -97,15 +97,23 @@ impl Rig {
 
     /// Runs another subcommand of the worker to its end, on the manifest as it is now.
     pub fn command(&self, arguments: &[&str]) -> Result<std::process::Output> {
-        let file = self.manifest_file()?;
-        Command::new(env!("CARGO_BIN_EXE_penstock-worker"))
+        self.prepare(arguments)?.output().context("running penstock-worker")
+    }
+
+    /// Starts another subcommand of the worker, on the manifest as it is now.
+    pub fn spawn(&self, arguments: &[&str]) -> Result<Child> {
+        self.prepare(arguments)?.spawn().context("starting penstock-worker")
+    }
+
+    fn prepare(&self, arguments: &[&str]) -> Result<Command> {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_penstock-worker"));
+        command
             .args(arguments)
             .arg("--file")
-            .arg(file)
+            .arg(self.manifest_file()?)
             .envs(["SOURCE", "SINK"].map(|end| (format!("PENSTOCK_{end}_USERNAME"), "postgres")))
-            .envs(["SOURCE", "SINK"].map(|end| (format!("PENSTOCK_{end}_PASSWORD"), PASSWORD)))
-            .output()
-            .context("running penstock-worker")
+            .envs(["SOURCE", "SINK"].map(|end| (format!("PENSTOCK_{end}_PASSWORD"), PASSWORD)));
+        Ok(command)
     }
 
     /// Writes the manifest as it is now.
@@ -124,12 +132,22 @@ impl Rig {
 
     /// Waits until a query on the sink gives a value.
     pub async fn wait_for(&self, query: &str, expected: &str) -> Result<()> {
+        self.wait_for_at(&self.sink, query, expected).await
+    }
+
+    /// Waits until a query on the source gives a value.
+    pub async fn wait_for_at_source(&self, query: &str, expected: &str) -> Result<()> {
+        self.wait_for_at(&self.source, query, expected).await
+    }
+
+    async fn wait_for_at(&self, server: &Server, query: &str, expected: &str) -> Result<()> {
         let began = Instant::now();
         let mut seen = String::new();
         // A connection for every look would cost more than what is looked at.
         let mut connection = None;
         while began.elapsed() < Duration::from_mins(1) {
-            seen = self.look(&mut connection, query).await.unwrap_or_else(|error| format!("{error:#}"));
+            seen =
+                self.look(server, &mut connection, query).await.unwrap_or_else(|error| format!("{error:#}"));
             if seen == expected {
                 return Ok(());
             }
@@ -143,13 +161,13 @@ impl Rig {
     }
 
     /// A connection on which something failed is not used again.
-    async fn look(&self, connection: &mut Option<Client>, query: &str) -> Result<String> {
-        let sink = match connection.take() {
-            Some(sink) => sink,
-            None => self.sink.connect(&self.database).await?,
+    async fn look(&self, at: &Server, connection: &mut Option<Client>, query: &str) -> Result<String> {
+        let client = match connection.take() {
+            Some(client) => client,
+            None => at.connect(&self.database).await?,
         };
-        let seen = sink.value(query).await?;
-        *connection = Some(sink);
+        let seen = client.value(query).await?;
+        *connection = Some(client);
         Ok(seen)
     }
 

@@ -1,6 +1,9 @@
 //! Runs `penstock-worker compare --source` and reads what it says.
 
+use std::process::Child;
+
 use anyhow::{Context as _, Result, ensure};
+use penstock_e2e::postgres::Client;
 use serde_json::Value;
 
 use crate::common::{Rig, Worker};
@@ -40,6 +43,18 @@ pub(crate) async fn streaming(rig: &Rig) -> Result<Worker> {
     let worker = rig.start(0)?;
     worker.wait_for_output(STREAMING).await?;
     Ok(worker)
+}
+
+/// How many slots of comparisons the source has.
+pub(crate) const SLOTS: &str = "SELECT count(*) FROM pg_replication_slots WHERE slot_name LIKE '%compare%'";
+
+/// A comparison whose slot is made when the transaction of the client has ended.
+pub(crate) async fn waiting_for_its_slot(rig: &Rig) -> Result<(Child, Client)> {
+    let client = rig.source.connect(&rig.database).await?;
+    client.run("BEGIN; SELECT pg_current_xact_id()").await?;
+    let comparison = rig.spawn(&["compare", "--source"])?;
+    rig.wait_for_at_source(SLOTS, "1").await?;
+    Ok((comparison, client))
 }
 
 /// Milliseconds that applying stood still at each barrier that was met.

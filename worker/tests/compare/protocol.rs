@@ -8,7 +8,7 @@ use penstock_e2e::postgres::Version;
 use serde_json::json;
 
 use crate::common::Rig;
-use crate::kit::{STREAMING, assert_equal, compare, pauses, streaming};
+use crate::kit::{SLOTS, STREAMING, assert_equal, compare, pauses, streaming, waiting_for_its_slot};
 
 const FORGED: &str = "00000000-0000-4000-8000-000000000000";
 
@@ -192,20 +192,8 @@ async fn a_table_that_is_not_followed_is_unknown_and_never_equal() -> Result<()>
 async fn a_comparison_that_is_killed_leaves_nothing() -> Result<()> {
     let rig = rig().await?;
     let _worker = streaming(&rig).await?;
-    // The slot is made when this has ended.
-    let client = rig.source.connect(&rig.database).await?;
-    client.run("BEGIN; SELECT pg_current_xact_id()").await?;
-    let mut comparison = std::process::Command::new(env!("CARGO_BIN_EXE_penstock-worker"))
-        .args(["compare", "--source", "--file"])
-        .arg(rig.manifest_file()?)
-        .envs(["SOURCE", "SINK"].map(|end| (format!("PENSTOCK_{end}_USERNAME"), "postgres")))
-        .envs(["SOURCE", "SINK"].map(|end| (format!("PENSTOCK_{end}_PASSWORD"), crate::common::PASSWORD)))
-        .spawn()?;
+    let (mut comparison, client) = waiting_for_its_slot(&rig).await?;
     rig.wait_for("SELECT count(*) FROM penstock.barrier", "1").await?;
-    let slots = "SELECT count(*) FROM pg_replication_slots WHERE slot_name LIKE '%compare%'";
-    while rig.source_value(slots).await? == "0" {
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
     comparison.kill()?;
     comparison.wait()?;
     client.run("COMMIT").await?;
@@ -213,7 +201,7 @@ async fn a_comparison_that_is_killed_leaves_nothing() -> Result<()> {
     rig.wait_for("SELECT count(*) FROM penstock.barrier WHERE expires_at > now()", "0").await?;
     assert_equal(&rig)?;
     ensure!(rig.sink_value("SELECT count(*) FROM penstock.barrier").await? == "0", "a barrier was left");
-    ensure!(rig.source_value(slots).await? == "0", "a slot was left");
+    ensure!(rig.source_value(SLOTS).await? == "0", "a slot was left");
     Ok(())
 }
 

@@ -1,36 +1,22 @@
 //! What a comparison leaves for whoever started it: a short document of its own, whatever it came to.
 
-use std::time::Duration;
-
 use anyhow::{Result, ensure};
 use penstock_crds::comparison::{ComparisonResult, ComparisonVerdict};
 use penstock_e2e::postgres::Version;
 
 use crate::common::Rig;
-use crate::kit::{compare, streaming};
+use crate::kit::{SLOTS, compare, streaming, waiting_for_its_slot};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_comparison_that_is_told_to_stop_leaves_no_slot_that_is_still_being_made() -> Result<()> {
     let rig = Rig::new(Version::V15, &["public.*"]).await?;
     rig.on_source("CREATE TABLE a (id int PRIMARY KEY)").await?;
     let _worker = streaming(&rig).await?;
-    // The slot is made when this has ended.
-    let client = rig.source.connect(&rig.database).await?;
-    client.run("BEGIN; SELECT pg_current_xact_id()").await?;
-    let mut comparison = std::process::Command::new(env!("CARGO_BIN_EXE_penstock-worker"))
-        .args(["compare", "--source", "--file"])
-        .arg(rig.manifest_file()?)
-        .envs(["SOURCE", "SINK"].map(|end| (format!("PENSTOCK_{end}_USERNAME"), "postgres")))
-        .envs(["SOURCE", "SINK"].map(|end| (format!("PENSTOCK_{end}_PASSWORD"), crate::common::PASSWORD)))
-        .spawn()?;
-    let slots = "SELECT count(*) FROM pg_replication_slots WHERE slot_name LIKE '%compare%'";
-    while rig.source_value(slots).await? == "0" {
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
+    let (mut comparison, client) = waiting_for_its_slot(&rig).await?;
     std::process::Command::new("kill").args(["-TERM", &comparison.id().to_string()]).status()?;
     let code = tokio::task::block_in_place(|| comparison.wait())?.code();
     ensure!(code == Some(2), "it ended with {code:?}");
-    ensure!(rig.source_value(slots).await? == "0", "a slot was left");
+    ensure!(rig.source_value(SLOTS).await? == "0", "a slot was left");
     ensure!(rig.sink_value("SELECT count(*) FROM penstock.barrier").await? == "0", "a barrier was left");
     client.run("COMMIT").await
 }

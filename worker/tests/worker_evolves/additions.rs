@@ -105,22 +105,15 @@ async fn columns_that_change_while_the_watch_is_blind_are_not_missed() -> Result
     let (rig, worker) = rig("Apply").await?;
     let ended = "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity \
                  WHERE application_name = 'penstock watch' AND datname = current_database()";
-    let mut times = 0;
-    while times < 2 {
-        if times == 1 {
-            rig.on_source("ALTER TABLE things ADD COLUMN IF NOT EXISTS colour text DEFAULT 'red'").await?;
-        }
-        times += rig.source_value(ended).await?.parse::<u32>()?;
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
+    rig.wait_for_at_source(ended, "1").await?;
+    rig.on_source("ALTER TABLE things ADD COLUMN colour text DEFAULT 'red'").await?;
+    rig.wait_for_at_source(ended, "1").await?;
     rig.wait_for("SELECT count(*) FROM things WHERE colour = 'red'", "100").await?;
     let client = rig.source.connect(&rig.database).await?;
     client.run("BEGIN; LOCK TABLE pg_publication IN ACCESS EXCLUSIVE MODE").await?;
     let waits = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'penstock watch' \
                  AND datname = current_database() AND wait_event_type = 'Lock'";
-    while rig.source_value(waits).await? == "0" {
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
+    rig.wait_for_at_source(waits, "1").await?;
     client.run("ALTER TABLE things ADD COLUMN shade text DEFAULT 'dark'; COMMIT").await?;
     rig.wait_for("SELECT count(*) FROM things WHERE shade = 'dark'", "100").await?;
     wait_until_equal(&rig, &["things"]).await?;
