@@ -14,6 +14,7 @@ mod shapes;
 mod silence;
 mod start;
 mod stream;
+mod transaction;
 mod watch;
 
 use tokio_util::sync::CancellationToken;

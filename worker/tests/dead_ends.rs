@@ -3,11 +3,12 @@
 
 mod common;
 
+use std::path::{Path, PathBuf};
 use std::process::Output;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
 use common::{DATABASE, Rig, Worker};
 use penstock_e2e::postgres::{Server, Version};
 use serde_json::json;
@@ -225,21 +226,31 @@ async fn another_source_is_begun_anew_and_no_loss_of_it_is_accepted() -> Result<
 /// The source is an image of itself from before the last rows, which the sink has.
 async fn restore_the_source(rig: &Rig) -> Result<()> {
     caught_up(rig).await?.terminate()?;
-    rig.source.stop().await?;
-    let image = rig.source.data().with_file_name("image");
-    copy(&rig.source.data(), &image)?;
-    rig.source.restart().await?;
+    let image = image(rig).await?;
     let mut worker = rig.start(0)?;
     rig.on_source(
         "INSERT INTO a SELECT g, 'lost with the source' FROM generate_series(1000, 3000) g; CHECKPOINT",
     )
     .await?;
     rig.wait_until_caught_up().await?;
-    rig.wait_for("SELECT heartbeat_lsn IS NOT NULL FROM penstock.checkpoint", "t").await?;
+    rig.wait_for("SELECT heartbeat_lsn IS NOT NULL FROM penstock.checkpoint WHERE shard = 0", "t").await?;
     worker.terminate()?;
+    put_back(rig, &image).await
+}
+
+/// The source as it is on disk now.
+async fn image(rig: &Rig) -> Result<PathBuf> {
+    rig.source.stop().await?;
+    let image = rig.source.data().with_file_name("image");
+    copy(&rig.source.data(), &image)?;
+    rig.source.restart().await?;
+    Ok(image)
+}
+
+async fn put_back(rig: &Rig, image: &Path) -> Result<()> {
     rig.source.stop().await?;
     std::fs::remove_dir_all(rig.source.data())?;
-    copy(&image, &rig.source.data())?;
+    copy(image, &rig.source.data())?;
     rig.source.restart().await
 }
 
@@ -309,7 +320,63 @@ async fn a_disk_image_of_the_source_that_was_written_since_is_recognised() -> Re
     rig.wait_for("SELECT count(*) FROM a WHERE body = 'seen'", "1").await
 }
 
-fn copy(from: &std::path::Path, to: &std::path::Path) -> Result<()> {
+/// What was read meanwhile held nothing for the table, so an image in which it was written instead lacks nothing of the sink's
+/// rows: these follow it. `busy` is written until the log is long, where the workers named are running.
+async fn rows_of_an_image_reach_a_shard_that_had_none(rig: &Rig, shards: &[u16], busy: &str) -> Result<()> {
+    let start = || shards.iter().map(|shard| rig.start(*shard)).collect::<Result<Vec<_>>>();
+    let settled = async || {
+        // The idle one says so once a second.
+        rig.wait_until_caught_up().await?;
+        let end = rig.source_value("SELECT pg_current_wal_flush_lsn()").await?;
+        rig.wait_for(&format!("SELECT bool_and(end_lsn >= '{end}') FROM penstock.checkpoint"), "t").await
+    };
+    let stop =
+        |workers: Vec<Worker>| workers.into_iter().try_for_each(|mut worker| worker.terminate().map(drop));
+    let workers = start()?;
+    for worker in &workers {
+        worker.wait_for_output(STREAMING).await?;
+    }
+    settled().await?;
+    stop(workers)?;
+    let image = image(rig).await?;
+    let workers = start()?;
+    for _ in 0..20 {
+        rig.on_source(busy).await?;
+    }
+    settled().await?;
+    stop(workers)?;
+    put_back(rig, &image).await?;
+    rig.on_source("INSERT INTO b SELECT generate_series(2, 500)").await?;
+    let read = format!("'{}'", rig.source_value("SELECT pg_current_wal_flush_lsn()").await?);
+    let is_short =
+        rig.sink_value(&format!("SELECT bool_and(end_lsn > {read}) FROM penstock.checkpoint")).await?;
+    ensure!(is_short == "t", "what was read before ends before the image's rows: this proves nothing");
+    for _ in 0..21 {
+        rig.on_source(busy).await?;
+    }
+    let workers = start()?;
+    let arrived = rig.wait_for("SELECT count(*) FROM b", "500").await;
+    arrived
+        .with_context(|| workers.iter().map(|worker| worker.tail().unwrap_or_default()).collect::<String>())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_shard_without_changes_of_its_own_misses_no_row_of_a_disk_image() -> Result<()> {
+    let mut rig = rig().await?;
+    rig.manifest["spec"]["worker"]["shards"] = json!(2);
+    // Whichever has `b`; the other one says that the source is another.
+    rows_of_an_image_reach_a_shard_that_had_none(&rig, &[0, 1], "UPDATE a SET body = repeat('x', 300)").await
+}
+
+/// Before version 15 the source sends transactions of tables that nobody follows, without their changes.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_disk_image_of_a_source_that_sends_empty_transactions_loses_no_row() -> Result<()> {
+    let rig = Rig::new(Version::V14, &["public.b"]).await?;
+    rig.on_source(SCHEMA).await?;
+    rows_of_an_image_reach_a_shard_that_had_none(&rig, &[0], "UPDATE a SET body = repeat('x', 300)").await
+}
+
+fn copy(from: &Path, to: &Path) -> Result<()> {
     let done = std::process::Command::new("cp").arg("-a").args([from, to]).status()?;
     ensure!(done.success(), "cp {} {}", from.display(), to.display());
     Ok(())

@@ -8,8 +8,6 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
-
 use super::followed::{
     Concern, FollowedTable, FollowedTables, Progress, incremental_table, key_is_gone, replaced,
     unreadable_key,
@@ -17,17 +15,18 @@ use super::followed::{
 use super::heartbeat::Due;
 use super::ranges::Ranges;
 use super::shapes::ShapeKeeper;
+use super::transaction::Transaction;
 use crate::batch::{Batch, Limits, TableTraits};
 use crate::change::table::TableName;
-use crate::change::{Change, Checkpoint, HEARTBEAT_PREFIX, Lsn, Position, Relation, RelationId};
+use crate::change::{Change, Checkpoint, Lsn, Position, Relation, RelationId};
 use crate::checkpoint::Volume;
-use crate::decode::{self, Assembler, Event, PgTimestamp};
+use crate::decode::{self, Assembler, Event};
 use crate::failpoint::{Point, reach};
 use crate::failure::Failure;
 use crate::incremental::{InvalidKey, Verdict};
 use crate::serve::Metrics;
-use crate::sink::{BARRIER_PREFIX, Barriers, CopiedRange, Writer};
-use crate::source::{Frame, Reader, WATERMARK_PREFIX};
+use crate::sink::{Barriers, CopiedRange, Writer};
+use crate::source::{Frame, Reader};
 use crate::status::Status;
 use penstock_crds::report::Reason;
 
@@ -53,6 +52,8 @@ pub(super) struct Applier<'a> {
     sequence: i64,
     /// What the sink holds.
     durable: Settled,
+    /// The end of what was read before this run, which the sink stands at. A little of it is read again.
+    read_before: Lsn,
     /// What is read and not yet committed.
     pending: Option<Pending>,
     /// Inside a source transaction: its commit position, known from BEGIN.
@@ -76,6 +77,7 @@ pub(super) struct Described {
 #[derive(Clone, Copy)]
 struct Settled {
     position: Position,
+    /// End of what this run has read: what the source is told. Where that is read for the second time, the sink's is ahead.
     end_lsn: Lsn,
 }
 
@@ -85,19 +87,6 @@ struct Pending {
     changes: u64,
     commit_micros: Option<i64>,
     since: Instant,
-}
-
-struct Transaction {
-    commit_lsn: Lsn,
-    xid: u32,
-    commit_time: PgTimestamp,
-    changes: u64,
-    /// What messages with our prefix say.
-    watermarks: Vec<Bytes>,
-    /// What messages about barriers say.
-    barriers: Vec<Bytes>,
-    /// What messages that mark the log say.
-    heartbeats: Vec<Bytes>,
 }
 
 /// When a batch is written: the manifest's bounds, and for one without changes the worker's own.
@@ -120,10 +109,10 @@ pub(super) struct Ends<'a> {
 }
 
 impl<'a> Applier<'a> {
-    /// Goes on from a checkpoint.
+    /// Goes on from a checkpoint; the stream begins at `start`, at it or a little before.
     pub(super) fn new(
         ends: Ends<'a>,
-        checkpoint: Checkpoint,
+        (checkpoint, start): (Checkpoint, Lsn),
         tables: FollowedTables,
         ranges: Ranges,
         shapes: ShapeKeeper,
@@ -145,7 +134,8 @@ impl<'a> Applier<'a> {
             taken_bytes: 0,
             max_taken_bytes: TAKEN_TO_KEPT_MAX.saturating_mul(bounds.max_bytes as usize),
             sequence: checkpoint.sequence,
-            durable: Settled { position: checkpoint.position, end_lsn: checkpoint.end_lsn },
+            durable: Settled { position: checkpoint.position, end_lsn: start },
+            read_before: checkpoint.end_lsn,
             pending: None,
             transaction: None,
             is_writing: false,
@@ -209,31 +199,15 @@ impl<'a> Applier<'a> {
     async fn handle(&mut self, event: Event) -> Result<(), Failure> {
         match event {
             Event::Begin { commit_lsn, xid, commit_time } => {
-                let (watermarks, barriers, heartbeats) = (Vec::new(), Vec::new(), Vec::new());
-                self.transaction = Some(Transaction {
-                    commit_lsn,
-                    xid,
-                    commit_time,
-                    changes: 0,
-                    watermarks,
-                    barriers,
-                    heartbeats,
-                });
+                self.transaction = Some(Transaction::begin(commit_lsn, xid, commit_time));
                 Ok(())
             }
             Event::Relation(relation) => self.describe(relation).await,
             Event::Change { change, .. } => self.change(change).await,
             Event::Commit { position, end_lsn, .. } => self.settle(position, end_lsn).await,
             Event::Message(message) => {
-                if let Some(transaction) = &mut self.transaction
-                    && message.transactional
-                {
-                    match message.prefix.as_str() {
-                        WATERMARK_PREFIX => transaction.watermarks.push(message.content),
-                        BARRIER_PREFIX => transaction.barriers.push(message.content),
-                        HEARTBEAT_PREFIX => transaction.heartbeats.push(message.content),
-                        _ => {}
-                    }
+                if let Some(transaction) = &mut self.transaction {
+                    transaction.hear(message);
                 }
                 Ok(())
             }
@@ -389,13 +363,21 @@ impl<'a> Applier<'a> {
         let Some(transaction) = self.transaction.take() else {
             return Err(Failure::new(Reason::ProtocolViolation, "the source sent COMMIT without BEGIN"));
         };
+        // A transaction that holds nothing of this shard is only log that was read: were the position moved past it, rows
+        // of this shard that a restored disk image commits there would be taken for read.
+        let read = position;
+        let position = if transaction.is_own(&self.ends.writer, &self.ends.barriers) {
+            position
+        } else {
+            self.settled().position
+        };
         let settled = Settled { position, end_lsn };
         let pending = self.pending.get_or_insert_with(|| Pending::new(settled));
         pending.settled = settled;
         if transaction.changes == 0 {
             self.meet(&transaction.watermarks).await?;
-            self.land(transaction.commit_lsn, &transaction.watermarks).await?;
-            self.note_heartbeats(&transaction.heartbeats, position).await?;
+            self.land(read, &transaction.watermarks).await?;
+            self.note_heartbeats(&transaction.heartbeats, read).await?;
             return self.meet_barriers(&transaction.barriers).await;
         }
         if pending.changes == 0 {
@@ -413,24 +395,36 @@ impl<'a> Applier<'a> {
         self.meet_barriers(&transaction.barriers).await
     }
 
+    /// Everything up to here is settled with the next commit.
+    pub(super) fn pass(&mut self, position: Position) {
+        let settled = Settled { position, ..self.settled() };
+        self.pending.get_or_insert_with(|| Pending::new(settled)).settled = settled;
+    }
+
+    /// What is read up to here, committed or not.
+    fn settled(&self) -> Settled {
+        self.pending.as_ref().map_or(self.durable, |pending| pending.settled)
+    }
+
     /// What the sink holds, as far as it is committed.
     pub(super) fn checkpoint(&self) -> Checkpoint {
-        let Settled { position, end_lsn } = self.durable;
-        Checkpoint { position, end_lsn, sequence: self.sequence }
+        self.checkpoint_of(self.durable)
+    }
+
+    fn checkpoint_of(&self, Settled { position, end_lsn }: Settled) -> Checkpoint {
+        Checkpoint { position, end_lsn: end_lsn.max(self.read_before), sequence: self.sequence }
     }
 
     /// The source has nothing more for this shard up to `end`.
     fn nothing_until(&mut self, end: Lsn) {
-        let position =
-            self.pending.as_ref().map_or(self.durable.position, |pending| pending.settled.position);
-        let known = self.pending.as_ref().map_or(self.durable.end_lsn, |pending| pending.settled.end_lsn);
+        let Settled { position, end_lsn: known } = self.settled();
         if end <= known {
             return;
         }
         let settled = Settled { position, end_lsn: end };
         self.pending.get_or_insert_with(|| Pending::new(settled)).settled = settled;
         if self.pending.as_ref().is_some_and(|pending| pending.changes == 0) {
-            self.ends.status.nothing_until(end);
+            self.ends.status.nothing_until(end.max(self.read_before));
         }
     }
 
@@ -464,16 +458,16 @@ impl<'a> Applier<'a> {
         for range in &self.copied {
             self.ends.writer.note_range(range).await?;
         }
-        let Settled { position, end_lsn } = pending.settled;
-        let checkpoint = Checkpoint { position, end_lsn, sequence: self.sequence };
+        let checkpoint = self.checkpoint_of(pending.settled);
         self.ends.writer.commit(&checkpoint).await?;
         self.is_writing = false;
         tokio::task::block_in_place(|| self.ends.volume.advance(&checkpoint))?;
         reach(Point::BeforeAcknowledge)?;
-        self.ends.reader.acknowledge(end_lsn);
+        self.ends.reader.acknowledge(pending.settled.end_lsn);
         self.durable = pending.settled;
         self.tell_copied();
         self.last_commit = Instant::now();
+        let end_lsn = checkpoint.end_lsn;
         self.ends.status.durable(self.sequence, end_lsn, pending.commit_micros);
         if pending.changes > 0 {
             self.ends.heartbeat_due.set();

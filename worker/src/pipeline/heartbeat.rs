@@ -26,14 +26,15 @@ pub(super) struct ReadFrom {
 
 impl ReadFrom {
     /// The source sends a mark again that the slot has not confirmed. One that it has is in this log, and so is all that
-    /// the slot confirmed: what comes behind that is read again, for in the log of an image it may be something else.
+    /// the slot confirmed: what comes behind that is read again, for in the log of an image it may be something else. So it
+    /// is where there is no mark yet, because the stream has brought nothing.
     pub(super) fn new(end: Lsn, confirmed: Option<Lsn>, mark: Option<Heartbeat>) -> Self {
         match (confirmed, mark) {
             (Some(confirmed), Some(mark)) if confirmed <= mark.commit_lsn => {
                 Self { start: mark.commit_lsn, mark: Some(mark) }
             }
-            (Some(confirmed), Some(_)) => Self { start: confirmed.min(end), mark: None },
-            (None, _) | (_, None) => Self { start: end, mark: None },
+            (Some(confirmed), _) => Self { start: confirmed.min(end), mark: None },
+            (None, _) => Self { start: end, mark: None },
         }
     }
 }
@@ -127,6 +128,6 @@ mod tests {
         assert_eq!(from(200, Some(mark)), (200, true));
         assert_eq!(from(208, Some(mark)), (208, false));
         assert_eq!(from(300, Some(mark)), (300, false));
-        assert_eq!(from(100, None), (300, false));
+        assert_eq!(from(100, None), (100, false));
     }
 }

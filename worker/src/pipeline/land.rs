@@ -8,7 +8,7 @@ use penstock_crds::report::NoticeReason;
 use super::apply::Applier;
 use super::followed::{Progress, incremental_table, unreadable_key};
 use super::ranges::Waiting;
-use crate::change::{Change, Lsn, RelationId};
+use crate::change::{Change, Lsn, Position, RelationId};
 use crate::failure::Failure;
 use crate::incremental::{self, Copied};
 use crate::sink::CopiedRange;
@@ -61,7 +61,7 @@ impl Applier<'_> {
 
     /// The source transaction that carried the watermarks is settled: if one is ours, its range is brought into the sink
     /// and committed with the position.
-    pub(super) async fn land(&mut self, commit: Lsn, watermarks: &[Bytes]) -> Result<(), Failure> {
+    pub(super) async fn land(&mut self, position: Position, watermarks: &[Bytes]) -> Result<(), Failure> {
         if watermarks.is_empty() {
             return Ok(());
         }
@@ -75,10 +75,11 @@ impl Applier<'_> {
         else {
             return Ok(());
         };
-        if !self.land_range(relation, waiting, commit).await? {
+        if !self.land_range(relation, waiting, position.commit_lsn).await? {
             self.open_range(true);
             return Ok(());
         }
+        self.pass(position);
         self.commit().await?;
         self.open_range(false);
         Ok(())

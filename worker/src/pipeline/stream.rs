@@ -63,7 +63,7 @@ pub(super) async fn stream(context: Context<'_>, ready: Ready) -> Result<(), Fai
         .collect();
     let (announce, announced) = mpsc::unbounded_channel();
     let shapes = ShapeKeeper::new(context, known.clone(), announced);
-    let mut applier = Applier::new(ends, checkpoint, tables, ranges, shapes, &bounds(context));
+    let mut applier = Applier::new(ends, (checkpoint, from.start), tables, ranges, shapes, &bounds(context));
     context.status.durable(checkpoint.sequence, checkpoint.end_lsn, None);
     let first = match recognise(context, &mut fenced, &mut applier.ends.reader, from.mark).await {
         Ok(Some(first)) => first,
