@@ -16,6 +16,9 @@ const COPIED: &str =
     "SELECT coalesce(sum(rows_copied), 0) FROM penstock.table_state WHERE source_table = 'big'";
 const STATE: &str = "SELECT state FROM penstock.table_state WHERE source_table = 'big'";
 
+/// One range, so that the table is copied at once where nothing is waited for.
+const FEW: &str = "DELETE FROM big WHERE b > 500";
+
 /// A pipeline that streams `small`; then `big` is added to it.
 async fn rig() -> Result<Rig> {
     let mut rig = Rig::new(Version::V15, &["public.small"]).await?;
@@ -221,6 +224,54 @@ async fn a_commit_that_the_stream_passed_before_it_was_visible_is_not_lost() -> 
     rig.on_source("ALTER SYSTEM RESET synchronous_standby_names").await?;
     rig.on_source("SELECT pg_reload_conf()").await?;
     insert.await??;
+    rig.wait_for(STATE, "ready").await?;
+    rig.wait_until_caught_up().await?;
+    rig.assert_equal(&["big"]).await
+}
+
+/// The same, and the worker that passed the commit is killed before any other transaction ends: the next one has nothing but
+/// the source to tell it that there is something to wait for.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_commit_that_an_earlier_run_passed_before_it_was_visible_is_not_lost() -> Result<()> {
+    let rig = rig().await?;
+    rig.on_source(FEW).await?;
+    let mut worker = rig.start_with_failpoints("BeforeWatermark=return(pause:/nowhere)")?;
+    worker.wait_for_output("failpoint acts").await?;
+    rig.on_source("ALTER SYSTEM SET synchronous_standby_names = 'nobody'").await?;
+    rig.on_source("SELECT pg_reload_conf()").await?;
+    let insert = insert_that_waits(&rig).await?;
+    rig.wait_for("SELECT sequence > 0 FROM penstock.checkpoint", "t").await?;
+    worker.kill()?;
+    let is_beyond = "SELECT pg_snapshot_xmax(pg_current_snapshot())::text::bigint <= max(backend_xid::text::bigint) FROM pg_stat_activity";
+    ensure!(rig.source_value(is_beyond).await? == "t", "another transaction ended: this proves nothing");
+    let _worker = rig.start(0)?;
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    ensure!(rig.sink_value(STATE).await? == "incremental", "it was copied without the commit");
+    rig.on_source("ALTER SYSTEM RESET synchronous_standby_names").await?;
+    rig.on_source("SELECT pg_reload_conf()").await?;
+    insert.await??;
+    rig.wait_for(STATE, "ready").await?;
+    rig.wait_until_caught_up().await?;
+    rig.assert_equal(&["big"]).await
+}
+
+/// What is written before the publication has the table is not in the stream, so it must be in the copy: whoever wrote
+/// it is waited for, also if it began after the transaction that changes the publication.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_transaction_that_wrote_a_table_while_it_was_being_published_is_waited_for() -> Result<()> {
+    let rig = rig().await?;
+    rig.on_source(FEW).await?;
+    let go_on = rig.state_dir(0).with_extension("go-on");
+    let worker =
+        rig.start_with_failpoints(&format!("BeforePublication=return(pause:{})", go_on.display()))?;
+    worker.wait_for_output("failpoint acts").await?;
+    let open = rig.source.connect(common::DATABASE).await?;
+    open.run("BEGIN; INSERT INTO big VALUES (100, 1, 'before')").await?;
+    std::fs::write(&go_on, "")?;
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    let state = rig.sink_value(STATE).await.unwrap_or_default();
+    ensure!(state != "ready", "it was copied without what was written before");
+    open.run("COMMIT").await?;
     rig.wait_for(STATE, "ready").await?;
     rig.wait_until_caught_up().await?;
     rig.assert_equal(&["big"]).await

@@ -10,6 +10,7 @@ mod copy;
 mod drift;
 mod error;
 mod export;
+mod horizon;
 mod identity;
 mod log_window;
 mod preflight;

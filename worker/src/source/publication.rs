@@ -9,9 +9,10 @@ use tokio_postgres::{Client, Transaction};
 use tracing::info;
 
 use super::error::SourceError;
+use super::horizon::{Horizon, Look};
 use super::published::Published;
 use super::slot::short_uid;
-use crate::change::table::{SourceTable, TableName, quote_identifier, quote_literal};
+use crate::change::table::{SourceTable, TableName, quote_identifier};
 use crate::failpoint::{Point, reach};
 
 /// What a publication of ours is made with.
@@ -157,27 +158,14 @@ pub(super) fn unsuitable(name: &PublicationName, problem: &str, statement: &str)
 /// Waits until every transaction that has an id by now has ended.
 async fn wait_for_old_transactions(client: &Client, name: &PublicationName) -> Result<(), SourceError> {
     let failed = |error: tokio_postgres::Error| SourceError::sql(&error, "waiting for old transactions");
-    let row = client
-        .query_one("SELECT pg_catalog.pg_snapshot_xmax(pg_catalog.pg_current_snapshot())::text", &[])
-        .await
-        .map_err(failed)?;
-    let horizon = quote_literal(row.get(0));
-    let is_over = format!(
-        "SELECT pg_catalog.pg_snapshot_xmin(pg_catalog.pg_current_snapshot()) >= {horizon}::xid8, coalesce(( \
-           SELECT pg_catalog.format('process %s, application %s, since %s', a.pid, a.application_name, a.xact_start) \
-           FROM pg_catalog.pg_stat_activity AS a WHERE a.backend_xid IS NOT NULL \
-           ORDER BY pg_catalog.age(a.backend_xid) DESC LIMIT 1), ( \
-           SELECT pg_catalog.format('the prepared transaction %L, since %s', p.gid, p.prepared) \
-           FROM pg_catalog.pg_prepared_xacts AS p ORDER BY pg_catalog.age(p.transaction) DESC LIMIT 1))"
-    );
+    let horizon = Horizon::now(client).await.map_err(failed)?;
     let started = Instant::now();
     let mut next_log = started + OLD_TRANSACTIONS_LOG;
     loop {
-        let row = client.query_one(&is_over, &[]).await.map_err(failed)?;
-        if row.get(0) {
+        let Look { is_over, oldest, .. } = horizon.look(client).await.map_err(failed)?;
+        if is_over {
             return Ok(());
         }
-        let oldest = row.get::<_, Option<String>>(1).unwrap_or_else(|| "not known".into());
         if started.elapsed() > OLD_TRANSACTIONS_TIMEOUT {
             return Err(SourceError::OldTransactions { publication: name.clone(), oldest });
         }

@@ -18,9 +18,10 @@ use tokio_util::task::AbortOnDropHandle;
 use uuid::Uuid;
 
 use super::error::SourceError;
+use super::horizon::{Horizon, Look};
 use super::raw::{Raw, RawParameter};
 use super::slot::SlotName;
-use crate::change::table::{SourceTable, quote_identifier, quote_literal};
+use crate::change::table::{SourceTable, quote_identifier};
 use crate::change::{Relation, RelationColumn, ReplicaIdentity, Row, Value};
 use crate::failpoint::{Point, reach};
 use crate::incremental::{Key, KeyColumn, Read, Snapshot};
@@ -238,26 +239,17 @@ impl Worker {
     /// Until every transaction that was running when the stream began has ended: the stream may have passed its COMMIT
     /// in an earlier run.
     async fn wait_for_old_transactions(&self, session: &Session) -> Result<(), SourceError> {
-        let sql = "SELECT pg_catalog.pg_snapshot_xmax(pg_catalog.pg_current_snapshot())::text";
-        let horizon: String = session.query_one(sql, &[]).await.map_err(|error| failed(&error))?.get(0);
-        let is_over = format!(
-            "SELECT pg_catalog.pg_snapshot_xmin(s) >= {}::xid8, s::text, ( \
-               SELECT pg_catalog.format('process %s, application %s, since %s', a.pid, a.application_name, a.xact_start) \
-               FROM pg_catalog.pg_stat_activity AS a WHERE a.backend_xid IS NOT NULL \
-               ORDER BY pg_catalog.age(a.backend_xid) DESC LIMIT 1) FROM pg_catalog.pg_current_snapshot() AS s",
-            quote_literal(&horizon)
-        );
+        let horizon = Horizon::now(session).await.map_err(|error| failed(&error))?;
         let mut next_log = Instant::now() + OLD_TRANSACTIONS_LOG;
         loop {
-            let row = session.query_one(&is_over, &[]).await.map_err(|error| failed(&error))?;
-            self.answer(RangeAnswer::Seen(parse_snapshot(row.get(1))?));
-            if row.get(0) {
+            let Look { is_over, snapshot, oldest } =
+                horizon.look(session).await.map_err(|error| failed(&error))?;
+            self.answer(RangeAnswer::Seen(parse_snapshot(&snapshot)?));
+            if is_over {
                 return Ok(());
             }
             if Instant::now() >= next_log {
-                tracing::info!(
-                    "rows are copied when the transactions that were running at the source have ended"
-                );
+                tracing::info!(%oldest, "rows are copied when the transactions that were running at the source have ended");
                 next_log += OLD_TRANSACTIONS_LOG;
             }
             sleep(OLD_TRANSACTIONS_POLL).await;
