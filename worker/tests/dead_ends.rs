@@ -320,6 +320,27 @@ async fn a_disk_image_of_the_source_that_was_written_since_is_recognised() -> Re
     rig.wait_for("SELECT count(*) FROM a WHERE body = 'seen'", "1").await
 }
 
+/// Debezium and others go on from a slot that was made anew, and say nothing of what is missing in between.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_slot_that_was_made_anew_is_not_taken_for_the_one_that_was_read() -> Result<()> {
+    let rig = rig().await?;
+    let mut worker = caught_up(&rig).await?;
+    let slot = rig.source_value("SELECT slot_name FROM pg_replication_slots").await?;
+    worker.terminate()?;
+    rig.on_source(&format!("SELECT pg_drop_replication_slot('{slot}')")).await?;
+    rig.on_source("INSERT INTO a VALUES (700, 'in no slot')").await?;
+    rig.on_source(&format!("SELECT pg_create_logical_replication_slot('{slot}', 'pgoutput')")).await?;
+    rig.on_source("INSERT INTO a VALUES (701, 'in the new one')").await?;
+    let worker = rig.start(0)?;
+    stalled(&worker, "SlotMissing").await?;
+    worker.wait_for_output("somebody made it anew or moved it").await?;
+    ensure!(rig.sink_value("SELECT count(*) FROM a WHERE id > 600").await? == "0", "it went on");
+    accepted(&decide(&rig, "begin-anew")?)?;
+    worker.wait_for_output("BegunAnew").await?;
+    equal_from_here_on(&rig).await?;
+    recorded(&rig, "begin-anew", "SlotMissing").await
+}
+
 /// What was read meanwhile held nothing for the table, so an image in which it was written instead lacks nothing of the sink's
 /// rows: these follow it. `busy` is written until the log is long, where the workers named are running.
 async fn rows_of_an_image_reach_a_shard_that_had_none(rig: &Rig, shards: &[u16], busy: &str) -> Result<()> {

@@ -87,7 +87,11 @@ pub fn reconcile(known: &Known) -> Result<Beginning, Failure> {
         (slot, None, None) => Ok(Beginning::First { slot_is_left_over: slot.is_some() }),
         (_, None, Some(record)) => Err(sink_is_empty(record)),
         (None, Some(sink), _) => Err(slot_is_missing(&sink, is_promoted(known))),
-        (Some(slot), Some(sink), _) if slot > sink.end_lsn => Err(sink_lost_commits(slot, &sink)),
+        (Some(slot), Some(sink), _) if slot > sink.end_lsn => Err(match volume {
+            // The volume has whatever the source is told before it is told.
+            Some(volume) if volume.checkpoint.end_lsn < slot => slot_is_another(slot, volume, &sink),
+            Some(_) | None => sink_lost_commits(slot, &sink),
+        }),
         (Some(_), Some(_), _) if is_promoted(known) && !known.slot_is_synced => {
             Err(slot_is_not_synced(known))
         }
@@ -216,10 +220,20 @@ fn slot_is_missing(sink: &Checkpoint, is_promoted: bool) -> Failure {
     Failure::new(Reason::SlotMissing, message)
 }
 
+fn slot_is_another(slot: Lsn, volume: &Record, sink: &Checkpoint) -> Failure {
+    let message = format!(
+        "The replication slot stands at {slot}, but the worker never told the source more than {}: somebody made it anew or moved \
+         it, so changes after {} may be lost (or sink and volume were both restored to an older state). {BEGIN_ANEW} {ACCEPT_LOSS}",
+        volume.checkpoint.end_lsn, sink.end_lsn
+    );
+    Failure::new(Reason::SlotMissing, message)
+}
+
 fn sink_lost_commits(slot: Lsn, sink: &Checkpoint) -> Failure {
     let message = format!(
         "The source was told that everything up to {slot} is safe, but the sink stands at {}: it was restored to an older state, or \
-         failed over to a server that lacks commits. Restore the sink to a later state. {BEGIN_ANEW} {ACCEPT_LOSS}",
+         failed over to a server that lacks commits; or, where the worker's volume is new, the slot was made anew. Restore the sink \
+         to a later state, if it is the sink. {BEGIN_ANEW} {ACCEPT_LOSS}",
         sink.end_lsn
     );
     Failure::new(Reason::SinkLostCommits, message)
@@ -329,8 +343,15 @@ mod tests {
 
     #[test]
     fn slot_ahead_of_the_sink_means_that_commits_are_lost() {
-        for volume in [None, Some(100), Some(200), Some(300)] {
+        for volume in [None, Some(201), Some(300)] {
             assert_eq!(reconciled(Some(201), volume, Some(200)), Err(Reason::SinkLostCommits), "{volume:?}");
+        }
+    }
+
+    #[test]
+    fn slot_ahead_of_what_it_was_told_was_moved_or_made_anew() {
+        for volume in [100, 200] {
+            assert_eq!(reconciled(Some(201), Some(volume), Some(200)), Err(Reason::SlotMissing), "{volume}");
         }
     }
 
