@@ -1,11 +1,10 @@
 //! What the file layer does, switched from outside while it is mounted; and what a loss of power leaves.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
 use std::fs;
 use std::path::Path;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use anyhow::Result;
 use fuser::Errno;
@@ -27,15 +26,14 @@ pub enum FileFault {
     Write,
     /// fsync fails with EIO. What was written is there, and may be lost with the power.
     Sync,
-    /// Writes, and new files, fail with ENOSPC.
+    /// Writes fail with ENOSPC. Files can be made and removed, as on most file systems that are full.
     Full,
     /// A part of each write arrives, and then it fails with EIO.
     TornWrite {
         /// How much arrives.
         percent: u8,
     },
-    /// A part of the next write arrives, and after that nothing; all of it is said to be well. So does a machine that
-    /// loses power look to one who does not know it yet.
+    /// A part of the next write arrives, and after that nothing; all of it is said to be well. New files are there, and empty.
     PowerFailing {
         /// How much arrives.
         percent: u8,
@@ -55,87 +53,86 @@ pub(super) enum Fate {
 /// The layer asks it, the test sets it.
 #[derive(Debug, Default)]
 pub(super) struct Switch {
-    fault: Mutex<FileFault>,
-    acted: AtomicU64,
+    now: Mutex<Now>,
+}
+
+#[derive(Clone, Copy, Debug, Default)]
+struct Now {
+    fault: FileFault,
+    /// So many operations are let by before it begins.
+    lets_by: u64,
+    acted: u64,
 }
 
 impl Switch {
-    /// Counts from nothing again.
-    pub(super) fn set(&self, fault: FileFault) {
-        let mut now = self.fault.lock().unwrap_or_else(PoisonError::into_inner);
-        *now = fault;
-        self.acted.store(0, Ordering::Relaxed);
+    pub(super) fn set(&self, fault: FileFault, lets_by: u64) {
+        *self.now() = Now { fault, lets_by, acted: 0 };
     }
 
-    /// How many operations the fault was done to.
     pub(super) fn acted(&self) -> u64 {
-        self.acted.load(Ordering::Relaxed)
+        self.now().acted
     }
 
     pub(super) fn read(&self) -> Result<(), Errno> {
-        match self.now() {
-            FileFault::Read => self.fail(Errno::EIO),
-            FileFault::None
-            | FileFault::Write
-            | FileFault::Sync
-            | FileFault::Full
-            | FileFault::TornWrite { .. }
-            | FileFault::PowerFailing { .. }
-            | FileFault::LyingSync => Ok(()),
-        }
+        self.strike(|fault| fault == FileFault::Read).map_or(Ok(()), |_| Err(Errno::EIO))
     }
 
     pub(super) fn write(&self, bytes: usize) -> Fate {
         let part = |percent: u8| bytes * usize::from(percent) / 100;
-        let fate = match self.now() {
-            FileFault::None | FileFault::Read | FileFault::Sync | FileFault::LyingSync => {
-                return Fate::Arrives;
-            }
-            FileFault::Write => Fate::Fails(Errno::EIO),
-            FileFault::Full => Fate::Fails(Errno::ENOSPC),
-            FileFault::TornWrite { percent } => Fate::Part(part(percent), Err(Errno::EIO)),
-            FileFault::PowerFailing { percent } if self.acted() == 0 => Fate::Part(part(percent), Ok(())),
-            FileFault::PowerFailing { .. } => Fate::Part(0, Ok(())),
-        };
-        self.acted.fetch_add(1, Ordering::Relaxed);
-        fate
+        match self.strike(concerns_writes) {
+            Some((FileFault::Full, _)) => Fate::Fails(Errno::ENOSPC),
+            Some((FileFault::TornWrite { percent }, _)) => Fate::Part(part(percent), Err(Errno::EIO)),
+            Some((FileFault::PowerFailing { percent }, 1)) => Fate::Part(part(percent), Ok(())),
+            Some((FileFault::PowerFailing { .. }, _)) => Fate::Part(0, Ok(())),
+            Some(_) => Fate::Fails(Errno::EIO),
+            None => Fate::Arrives,
+        }
     }
 
-    /// Whether the change of names or sizes arrives.
+    /// Whether a change of names or sizes arrives.
     pub(super) fn change(&self) -> Result<bool, Errno> {
-        match self.now() {
-            FileFault::None | FileFault::Read | FileFault::Sync | FileFault::LyingSync => Ok(true),
-            FileFault::Full => self.fail(Errno::ENOSPC),
-            FileFault::Write | FileFault::TornWrite { .. } => self.fail(Errno::EIO),
-            // A new name that is not there could not be read again; it is lost with what is in it.
-            FileFault::PowerFailing { .. } => Ok(self.acted() == 0),
+        match self.strike(|fault| fault != FileFault::Full && concerns_writes(fault)) {
+            Some((FileFault::PowerFailing { .. }, _)) => Ok(false),
+            Some(_) => Err(Errno::EIO),
+            None => Ok(true),
         }
     }
 
     /// Whether fsync reaches the folder.
     pub(super) fn sync(&self) -> Result<bool, Errno> {
-        match self.now() {
-            FileFault::Sync => self.fail(Errno::EIO),
-            FileFault::LyingSync | FileFault::PowerFailing { .. } => {
-                self.acted.fetch_add(1, Ordering::Relaxed);
-                Ok(false)
-            }
-            FileFault::None
-            | FileFault::Read
-            | FileFault::Write
-            | FileFault::Full
-            | FileFault::TornWrite { .. } => Ok(true),
+        let concerned =
+            |fault| matches!(fault, FileFault::Sync | FileFault::LyingSync | FileFault::PowerFailing { .. });
+        match self.strike(concerned) {
+            Some((FileFault::Sync, _)) => Err(Errno::EIO),
+            Some(_) => Ok(false),
+            None => Ok(true),
         }
     }
 
-    fn now(&self) -> FileFault {
-        *self.fault.lock().unwrap_or_else(PoisonError::into_inner)
+    /// The fault that is done to this operation, and to how many it was done by now.
+    fn strike(&self, concerned: impl FnOnce(FileFault) -> bool) -> Option<(FileFault, u64)> {
+        let mut now = self.now();
+        if !concerned(now.fault) {
+            return None;
+        }
+        if now.lets_by > 0 {
+            now.lets_by -= 1;
+            return None;
+        }
+        now.acted += 1;
+        Some((now.fault, now.acted))
     }
 
-    fn fail<T>(&self, errno: Errno) -> Result<T, Errno> {
-        self.acted.fetch_add(1, Ordering::Relaxed);
-        Err(errno)
+    fn now(&self) -> MutexGuard<'_, Now> {
+        self.now.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+fn concerns_writes(fault: FileFault) -> bool {
+    matches!(
+        fault,
+        FileFault::Write | FileFault::Full | FileFault::TornWrite { .. } | FileFault::PowerFailing { .. }
+    )
 }
 
 /// The files of a folder as they were.
@@ -152,7 +149,7 @@ pub(super) fn content(folder: &Path) -> Result<Content> {
 /// Leaves in the folder what a disk may hold that was asked for `before`, and then for what is there now.
 pub(super) fn lose_a_part(folder: &Path, before: &Content, random: &mut StdRng) -> Result<()> {
     let now = content(folder)?;
-    let names: std::collections::BTreeSet<_> = before.keys().chain(now.keys()).collect();
+    let names: BTreeSet<_> = before.keys().chain(now.keys()).collect();
     for name in names {
         match (before.get(name), now.get(name)) {
             (None, Some(_)) if random.random() => fs::remove_file(folder.join(name))?,

@@ -69,12 +69,22 @@ impl Volume {
         self.namespace.run(task)
     }
 
+    /// Where it is to be seen.
+    pub fn at(&self) -> &Path {
+        &self.at
+    }
+
     /// What the layer does from now on.
     pub fn set(&mut self, fault: FileFault) -> Result<()> {
+        self.set_after(0, fault)
+    }
+
+    /// What the layer does after so many more operations of the kind that the fault is about.
+    pub fn set_after(&mut self, operations: u64, fault: FileFault) -> Result<()> {
         if fault == FileFault::LyingSync {
             self.before_lies = Some(self.content()?.into_iter().collect());
         }
-        self.switch.set(fault);
+        self.switch.set(fault, operations);
         Ok(())
     }
 
@@ -109,7 +119,7 @@ impl Volume {
     pub fn lose_power(&mut self, loss: Loss, random: &mut StdRng) -> Result<Survival> {
         let mut own: StdRng = rand::SeedableRng::from_rng(random);
         let (place, switch) = (self.at.clone(), self.switch.clone());
-        self.switch.set(FileFault::None);
+        self.switch.set(FileFault::None, 0);
         self.change(move |mut disk, session| {
             unmount_layer(&place, session)?;
             let survival = disk.lose_power(loss, &mut own)?;

@@ -94,9 +94,9 @@ fn a_torn_write_arrives_in_part() {
         let file = file.clone();
         stage.volume.run(move || File::options().append(true).open(file)?.write_all(b"abcd")).unwrap()
     };
-    stage.volume.switch.set(FileFault::TornWrite { percent: 50 });
+    stage.volume.switch.set(FileFault::TornWrite { percent: 50 }, 0);
     assert_eq!(failed(write()), Some(5));
-    stage.volume.switch.set(FileFault::PowerFailing { percent: 25 });
+    stage.volume.switch.set(FileFault::PowerFailing { percent: 25 }, 0);
     write().unwrap();
     write().unwrap();
     stage.volume.set(FileFault::None).unwrap();
