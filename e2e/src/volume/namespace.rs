@@ -34,7 +34,9 @@ impl Namespace {
             let is_alone = left.is_ok();
             let _ = answer.send(left);
             if is_alone {
-                queue.into_iter().for_each(|task| task());
+                for task in queue {
+                    task();
+                }
             }
         })?;
         made.recv()?.context(NEEDS)?;
