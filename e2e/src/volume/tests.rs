@@ -76,10 +76,11 @@ fn each_fault_fails_what_it_says_and_passes_when_it_is_gone() {
     assert_eq!(stage.volume.acted(), 1);
     stage.volume.set(FileFault::Write).unwrap();
     assert_eq!(failed(stage.write("after")), EIO);
+    stage.volume.set(FileFault::None).unwrap();
+    assert_eq!(stage.read().unwrap(), "before");
     stage.volume.set(FileFault::Full).unwrap();
     assert_eq!(failed(stage.write("after")), Some(28));
     stage.volume.set(FileFault::None).unwrap();
-    assert_eq!(stage.read().unwrap(), "before");
     stage.write("after").unwrap();
     stage.sync().unwrap();
     assert_eq!(stage.read().unwrap(), "after");

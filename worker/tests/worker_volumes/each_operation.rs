@@ -1,6 +1,6 @@
 //! The checkpoint's file on a disk that fails, or stops, at each of the operations that it does, one after the other.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use penstock_crds::report::Reason;
@@ -48,10 +48,10 @@ fn open(folder: &Path) -> Result<Volume, Failure> {
 }
 
 /// What one run of a worker does to its volume: opens it, and moves the checkpoint; what was durable when it ended.
-fn live(folder: PathBuf, from: u64) -> (u64, Result<(), Failure>) {
+fn live(folder: &Path, from: u64) -> (u64, Result<(), Failure>) {
     let mut durable = from;
     let mut run = || {
-        let mut volume = open(&folder)?;
+        let mut volume = open(folder)?;
         volume.record()?;
         volume.write(&record(from + 1))?;
         durable += 1;
@@ -78,7 +78,7 @@ impl Stage {
 
     fn live(&self, from: u64) -> (u64, Result<(), Failure>) {
         let at = self.mounted.at().to_owned();
-        self.mounted.run(move || live(at, from)).unwrap()
+        self.mounted.run(move || live(&at, from)).unwrap()
     }
 
     /// What the next run finds, and whether it set something aside; no fault is set.
@@ -171,13 +171,13 @@ fn power_fails_everywhere(percent: u8, is_new: bool) {
             mounted
                 .run({
                     let at = at.clone();
-                    move || live(at, 0)
+                    move || live(&at, 0)
                 })
                 .unwrap()
                 .0
         };
         mounted.set_after(operations, FileFault::PowerFailing { percent }).unwrap();
-        let _ = mounted.run(move || live(at, from)).unwrap();
+        let _ = mounted.run(move || live(&at, from)).unwrap();
         let acted = mounted.acted();
         mounted.set(FileFault::None).unwrap();
         let stage = Stage { mounted, _folder: folder };
