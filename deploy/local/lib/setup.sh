@@ -12,6 +12,8 @@ readonly PACKAGE_OF=(
   conntrack:conntrack
   ip:iproute2
   nsenter:util-linux
+  losetup:mount
+  mkfs.ext4:e2fsprogs
   mmdebstrap:mmdebstrap
   buildah:buildah
   openssl:openssl

@@ -3,6 +3,7 @@
 //! The journal is a WAL with `synchronous = FULL`: one fsync per step forward. A rollback journal takes three.
 
 use std::fs::{self, File, TryLockError};
+use std::io;
 use std::path::{Path, PathBuf};
 
 use penstock_crds::report::Reason;
@@ -65,11 +66,7 @@ impl Volume {
         let lock = lock(folder)?;
         let (connection, set_aside) = match open_database(&path) {
             Ok(connection) => (connection, None),
-            Err(error) if is_corrupt(&error) => {
-                let aside = move_aside(&path)?;
-                let again = open_database(&path);
-                (again.map_err(|error| sqlite_failed(&error, &path, "making it anew"))?, Some(aside))
-            }
+            Err(error) if is_corrupt(&error) => open_damaged(&path)?,
             Err(error) => return Err(sqlite_failed(&error, &path, "opening it")),
         };
         refuse_newer_format(&connection, &path)?;
@@ -180,6 +177,26 @@ fn lock(folder: &Path) -> Result<File, Failure> {
         )),
         Err(TryLockError::Error(error)) => Err(io_failed(&error, &path, "locking it")),
     }
+}
+
+/// SQLite's check calls a page damaged that it could not read. So damage is believed when all of it can be read, and it is
+/// found a second time.
+fn open_damaged(path: &Path) -> Result<(Connection, Option<PathBuf>), Failure> {
+    for file in [path.to_owned(), with_suffix(path, "-wal")] {
+        match fs::read(&file) {
+            Ok(_) => {}
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(io_failed(&error, &file, "reading it")),
+        }
+    }
+    match open_database(path) {
+        Ok(connection) => return Ok((connection, None)),
+        Err(error) if is_corrupt(&error) => {}
+        Err(error) => return Err(sqlite_failed(&error, path, "opening it again")),
+    }
+    let aside = move_aside(path)?;
+    let anew = open_database(path).map_err(|error| sqlite_failed(&error, path, "making it anew"))?;
+    Ok((anew, Some(aside)))
 }
 
 fn open_database(path: &Path) -> Result<Connection, rusqlite::Error> {
@@ -299,20 +316,22 @@ fn read_record(row: &Row<'_>) -> Result<Record, rusqlite::Error> {
 
 /// Moves the damaged file and its log to the first free `.corrupt-N`.
 fn move_aside(path: &Path) -> Result<PathBuf, Failure> {
-    let with = |base: &Path, suffix: &str| {
-        let mut name = base.as_os_str().to_owned();
-        name.push(suffix);
-        PathBuf::from(name)
-    };
-    let free =
-        (1..u32::MAX).map(|number| with(path, &format!(".corrupt-{number}"))).find(|aside| !aside.exists());
-    let aside = free.unwrap_or_else(|| with(path, ".corrupt"));
+    let free = (1..u32::MAX)
+        .map(|number| with_suffix(path, &format!(".corrupt-{number}")))
+        .find(|aside| !aside.exists());
+    let aside = free.unwrap_or_else(|| with_suffix(path, ".corrupt"));
     for suffix in ["", "-wal", "-shm"] {
-        let (from, to) = (with(path, suffix), with(&aside, suffix));
+        let (from, to) = (with_suffix(path, suffix), with_suffix(&aside, suffix));
         if from.exists() {
             fs::rename(&from, &to)
                 .map_err(|error| io_failed(&error, &from, "moving the damaged file aside"))?;
         }
     }
     Ok(aside)
+}
+
+fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(suffix);
+    PathBuf::from(name)
 }

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use penstock_e2e::postgres::{Client, Server, Version};
+use penstock_e2e::volume::Volume;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -88,6 +89,11 @@ impl Rig {
     /// Starts a worker for shard 0 to which things happen, in the words of `worker/src/failpoint.rs`.
     pub fn start_with_failpoints(&self, failpoints: &str) -> Result<Worker> {
         Worker::start_in(&self.manifest_file()?, &self.state_dir(0), 0, &[], &[("FAILPOINTS", failpoints)])
+    }
+
+    /// Starts a worker for shard 0 on a volume of the test kit.
+    pub fn start_on(&self, volume: &Volume) -> Result<Worker> {
+        Worker::start_on(&self.manifest_file()?, volume)
     }
 
     /// Starts a worker for shard 0 with more in its environment.
@@ -229,6 +235,16 @@ impl Worker {
         command.args(["--map-root-user", "--mount", "sh", "-c", script, size]).arg(state_dir);
         command.arg(env!("CARGO_BIN_EXE_penstock-worker"));
         Self::spawn(command, file, state_dir, 0, &[], &[])
+    }
+
+    /// Starts a worker for shard 0 where its volume is to be seen. It ends with this process: it would keep the volume mounted.
+    pub fn start_on(file: &Path, volume: &Volume) -> Result<Self> {
+        let (file, state_dir) = (file.to_owned(), volume.at().to_owned());
+        volume.run(move || {
+            let mut command = Command::new("setpriv");
+            command.args(["--pdeathsig", "KILL", env!("CARGO_BIN_EXE_penstock-worker")]);
+            Self::spawn(command, &file, &state_dir, 0, &[], &[])
+        })?
     }
 
     fn spawn(

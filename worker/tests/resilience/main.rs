@@ -7,6 +7,7 @@
 mod common;
 
 mod cell;
+mod fault;
 mod ledger;
 mod matrix;
 mod order;

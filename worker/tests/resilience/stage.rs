@@ -1,4 +1,4 @@
-//! A pipeline behind two proxies, and the faults that are inflicted on it.
+//! A pipeline behind two proxies, on a volume that fails when told to, and how the faults are inflicted on it.
 
 use std::process::Command;
 use std::sync::Arc;
@@ -7,89 +7,32 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, ensure};
 use penstock_e2e::postgres::{Server, Version};
 use penstock_e2e::proxy::{Mode, Proxy};
+use penstock_e2e::volume::{FileFault, Loss, Volume};
 use rand::RngExt as _;
 use rand::rngs::StdRng;
 use serde_json::json;
 
 use crate::cell::STREAMING;
 use crate::common::{DATABASE, Rig, Worker};
+use crate::fault::Fault;
 use crate::ledger::SCHEMA;
 use crate::witness::Witness;
 
-/// What is done to the pipeline.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) enum Fault {
-    /// SIGKILL of the worker; another one is started on its volume.
-    WorkerKilled,
-    /// SIGKILL of the worker, and its volume is gone with it.
-    VolumeLost,
-    /// The worker is stopped, another one is started in its place on an empty volume, then the first one wakes up.
-    WorkerStoppedAndReplaced,
-    /// SIGKILL of every process of the sink.
-    SinkKilled,
-    /// SIGKILL of every process of the source.
-    SourceKilled,
-    /// Connections to the sink are reset.
-    SinkCut,
-    /// Connections to the source are reset.
-    SourceCut,
-    /// Nothing passes between worker and sink for a while.
-    SinkStalled,
-    /// Nothing passes between worker and source for a while.
-    SourceStalled,
-    /// What the worker says reaches the sink, and no answer comes back; then the connections are reset.
-    SinkAnswersLost,
-    /// The same for the source.
-    SourceAnswersLost,
-}
+/// What a worker may ask a person for while this is done to it: a volume that works, and that it be the only one.
+const MAY_BE_SAID: [&str; 3] = ["VolumeFull", "VolumeFailed", "Superseded"];
 
-impl Fault {
-    const ALL: [(u32, Self); 11] = [
-        (25, Self::WorkerKilled),
-        (5, Self::VolumeLost),
-        (10, Self::WorkerStoppedAndReplaced),
-        (8, Self::SinkKilled),
-        (8, Self::SourceKilled),
-        (10, Self::SinkCut),
-        (7, Self::SourceCut),
-        (7, Self::SinkStalled),
-        (5, Self::SourceStalled),
-        (10, Self::SinkAnswersLost),
-        (5, Self::SourceAnswersLost),
-    ];
-
-    pub(crate) fn random(random: &mut StdRng) -> Self {
-        let mut ticket = random.random_range(0..Self::ALL.iter().map(|(weight, _)| weight).sum());
-        for (weight, fault) in Self::ALL {
-            if ticket < weight {
-                return fault;
-            }
-            ticket -= weight;
-        }
-        Self::WorkerKilled
-    }
-
-    pub(crate) fn is_a_kill(self) -> bool {
-        matches!(
-            self,
-            Self::WorkerKilled
-                | Self::VolumeLost
-                | Self::WorkerStoppedAndReplaced
-                | Self::SinkKilled
-                | Self::SourceKilled
-        )
-    }
-}
-
-/// A pipeline behind two proxies.
+/// A pipeline behind two proxies. The worker ends before its volume.
 pub(crate) struct Stage {
+    worker: Worker,
+    volume: Volume,
+    /// Each volume has a folder of its own, and the log beside it.
+    volumes: u16,
+    /// The logs of the volumes before this one have been looked through.
+    looked_through: u16,
     pub(crate) rig: Arc<Rig>,
     pub(crate) witness: Witness,
     source: Proxy,
     sink: Proxy,
-    worker: Worker,
-    /// Each volume has a folder of its own.
-    volume: u16,
 }
 
 impl Stage {
@@ -105,15 +48,30 @@ impl Stage {
             rig.manifest["spec"][end]["postgres"]["connection"]["port"] = json!(proxy.port());
         }
         rig.manifest["spec"]["sink"]["postgres"]["batch"] = json!({"maxBytes": 65_536});
-        let worker = rig.start(0)?;
+        let volume = Volume::mount(&rig.state_dir(0))?;
+        let worker = rig.start_on(&volume)?;
         worker.wait_for_output(STREAMING).await?;
         let witness = Witness::start(&rig).await?;
-        Ok(Self { rig: Arc::new(rig), witness, source: proxies.0, sink: proxies.1, worker, volume: 0 })
+        let (rig, (source, sink)) = (Arc::new(rig), proxies);
+        Ok(Self { worker, volume, volumes: 1, looked_through: 0, rig, witness, source, sink })
     }
 
     /// The last of what the worker said.
     pub(crate) fn tail(&self) -> String {
         self.worker.tail().unwrap_or_else(|error| error.to_string())
+    }
+
+    /// Fails if a worker has asked a person for what nobody did to it.
+    pub(crate) fn check_what_was_said(&mut self) -> Result<()> {
+        for volume in self.looked_through..self.volumes {
+            let log = std::fs::read_to_string(self.rig.state_dir(volume).with_extension("log"))?;
+            for line in log.lines().filter(|line| line.contains("look_again_in_seconds")) {
+                let may_be_said = |reason| line.contains(&format!("\"reason\":\"{reason}\""));
+                ensure!(MAY_BE_SAID.into_iter().any(may_be_said), "a worker said: {line}");
+            }
+        }
+        self.looked_through = self.volumes - 1;
+        Ok(())
     }
 
     /// Does it, and undoes what does not pass by itself.
@@ -126,7 +84,7 @@ impl Stage {
             }
             Fault::VolumeLost => {
                 self.worker.kill()?;
-                self.volume += 1;
+                self.volume = self.empty_volume()?;
                 self.worker = self.start()?;
             }
             Fault::WorkerStoppedAndReplaced => self.replace_stopped_worker(a_while).await?,
@@ -138,7 +96,50 @@ impl Stage {
             Fault::SourceStalled => stall(&self.source, a_while).await,
             Fault::SinkAnswersLost => lose_answers(&self.sink, a_while).await,
             Fault::SourceAnswersLost => lose_answers(&self.source, a_while).await,
+            Fault::VolumeFull => self.fail_volume(FileFault::Full, a_while).await?,
+            Fault::VolumeUnreadable => {
+                self.sink.cut_once();
+                self.fail_volume(FileFault::Read, a_while).await?;
+            }
+            Fault::VolumeUnwritable => self.fail_volume(FileFault::Write, a_while).await?,
+            Fault::VolumeUnsynced => self.fail_volume(FileFault::Sync, a_while).await?,
+            Fault::VolumeTorn => self.tear(a_while / 4, random).await?,
+            Fault::PowerLost => self.lose_power(a_while / 4, random).await?,
         }
+        Ok(())
+    }
+
+    async fn fail_volume(&mut self, fault: FileFault, a_while: Duration) -> Result<()> {
+        self.volume.set(fault)?;
+        tokio::time::sleep(a_while).await;
+        self.volume.set(FileFault::None)
+    }
+
+    async fn tear(&mut self, a_while: Duration, random: &mut StdRng) -> Result<()> {
+        let percent = random.random_range(0..100);
+        let is_said = random.random();
+        let fault =
+            if is_said { FileFault::TornWrite { percent } } else { FileFault::PowerFailing { percent } };
+        self.volume.set(fault)?;
+        tokio::time::sleep(a_while).await;
+        self.worker.kill()?;
+        self.volume.set(FileFault::None)?;
+        self.worker = self.start()?;
+        Ok(())
+    }
+
+    /// A disk that lies has some sectors of what was written since the worker was stopped for a moment.
+    async fn lose_power(&mut self, a_while: Duration, random: &mut StdRng) -> Result<()> {
+        let loss = if random.random() { Loss::Ordered } else { Loss::Torn };
+        if loss == Loss::Torn {
+            signal("-STOP", &self.worker)?;
+            self.volume.mark()?;
+            signal("-CONT", &self.worker)?;
+        }
+        tokio::time::sleep(a_while).await;
+        self.worker.kill()?;
+        self.volume.lose_power(loss, random)?;
+        self.worker = self.start()?;
         Ok(())
     }
 
@@ -146,7 +147,8 @@ impl Stage {
     /// shard, as two clusters with one pipeline do; so it is killed after a while.
     async fn replace_stopped_worker(&mut self, a_while: Duration) -> Result<()> {
         signal("-STOP", &self.worker)?;
-        self.volume += 1;
+        let empty = self.empty_volume()?;
+        let _volume_of_the_stopped = std::mem::replace(&mut self.volume, empty);
         let next = self.start()?;
         let mut stopped = std::mem::replace(&mut self.worker, next);
         tokio::time::sleep(a_while).await;
@@ -155,8 +157,13 @@ impl Stage {
         stopped.kill().context("killing the one that was stopped")
     }
 
+    fn empty_volume(&mut self) -> Result<Volume> {
+        self.volumes += 1;
+        Volume::mount(&self.rig.state_dir(self.volumes - 1))
+    }
+
     fn start(&self) -> Result<Worker> {
-        Worker::start(&self.rig.manifest_file()?, &self.rig.state_dir(self.volume), 0)
+        self.rig.start_on(&self.volume)
     }
 }
 

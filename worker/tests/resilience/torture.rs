@@ -11,8 +11,9 @@ use penstock_e2e::checker::{self, TablePair};
 use rand::rngs::StdRng;
 use rand::{RngExt as _, SeedableRng as _};
 
+use crate::fault::Fault;
 use crate::ledger::{Ledger, Reader};
-use crate::stage::{Fault, Stage};
+use crate::stage::Stage;
 
 /// Faults of the short form, about one per second.
 const FAULTS: u32 = 50;
@@ -53,6 +54,7 @@ async fn run(seed: u64, faults: u32) -> Result<()> {
         report.transactions += ledger.stop().await?;
         reader.check().await?;
         report.changes = compare(&stage).await?;
+        stage.check_what_was_said()?;
         report.looks = reader.looks();
         println!("{report}");
     }

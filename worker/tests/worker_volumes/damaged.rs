@@ -1,38 +1,14 @@
-//! What happens to the worker's volume: full, torn, garbled, gone. The sink decides, so no row is ever wrong; the worker says
-//! what it found, and goes on by itself.
-
-mod common;
+//! A volume that is really full, and files that are not what the worker left.
 
 use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
-use common::{Rig, Worker};
-use penstock_e2e::postgres::Version;
 use rand::rngs::StdRng;
 use rand::{RngExt as _, SeedableRng as _};
 
-const STREAMING: &str = "\"message\":\"streaming\"";
-
-async fn rig() -> Result<Rig> {
-    let rig = Rig::new(Version::V15, &["public.t"]).await?;
-    rig.on_source("CREATE TABLE t (id int PRIMARY KEY, n int NOT NULL DEFAULT 0); INSERT INTO t SELECT generate_series(1, 100)").await?;
-    Ok(rig)
-}
-
-/// Changes that show when one is lost, doubled or applied twice: 100 each time.
-async fn change(rig: &Rig) -> Result<()> {
-    rig.on_source("UPDATE t SET n = n + 1").await
-}
-
-async fn every_change_counted_once(rig: &Rig, rounds: i64) -> Result<()> {
-    rig.wait_until_caught_up().await?;
-    rig.assert_equal(&["t"]).await?;
-    let (counted, expected) =
-        (rig.sink_value("SELECT sequence FROM penstock.checkpoint").await?, rounds * 100);
-    ensure!(counted == expected.to_string(), "{counted} changes were counted, {expected} were made");
-    Ok(())
-}
+use crate::common::Worker;
+use crate::kit::{STREAMING, change, every_change_counted_once, rig};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_volume_that_fills_up_stops_the_worker_and_lets_it_go_on_when_there_is_space() -> Result<()> {
