@@ -3,7 +3,7 @@
 //! Each transaction moves units between accounts, raises the version of each account it touches, and writes one line
 //! into the journal per two versions. So in every state that the source was ever in the units add up to the same, and
 //! the versions to twice the lines; half a transaction, a lost or a doubled one breaks a sum, and one that is out of
-//! order makes a version fall.
+//! order makes a version fall. Accounts get other keys, and go and come again within a transaction: there are always as many.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -18,6 +18,8 @@ use tokio::task::{JoinHandle, JoinSet};
 use crate::common::Rig;
 
 const ACCOUNTS: u32 = 200;
+/// The other key of an account is its first one and this.
+const OTHER_KEY: u32 = 1000;
 const WRITERS: u64 = 3;
 const LOOK_EVERY: Duration = Duration::from_millis(20);
 
@@ -75,26 +77,41 @@ fn transaction(random: &mut StdRng) -> String {
     if random.random_range(0..100) == 0 { large_transaction() } else { small_transaction(random) }
 }
 
-/// The rows are locked in one order, so that few meet.
+/// The accounts are locked in one order, so that few meet, and not by their rows: those go and come again.
 fn small_transaction(random: &mut StdRng) -> String {
     let from = random.random_range(1..=ACCOUNTS);
     let to = (from + random.random_range(0..ACCOUNTS - 1)) % ACCOUNTS + 1;
-    let (first, second, sign) = if from < to { (from, to, "-") } else { (to, from, "+") };
-    let note = if random.random_range(0..20) == 0 { ", note = repeat(md5(random()::text), 100)" } else { "" };
+    let (first, second, sign) = if from < to { (from, to, '-') } else { (to, from, '+') };
+    let (one, other) = (step(random, first, sign), step(random, second, if sign == '-' { '+' } else { '-' }));
     format!(
-        "BEGIN;
-         UPDATE accounts SET units = units {sign} 1, version = version + 1{note} WHERE id = {first};
-         UPDATE accounts SET units = units - ({sign} 1), version = version + 1 WHERE id = {second};
-         INSERT INTO journal VALUES (nextval('steps'), {from}, {to});
-         COMMIT;"
+        "BEGIN; LOCK TABLE accounts IN ROW EXCLUSIVE MODE;
+         SELECT pg_advisory_xact_lock({first}); SELECT pg_advisory_xact_lock({second});
+         {one}; {other}; INSERT INTO journal VALUES (nextval('steps'), {from}, {to}); COMMIT;"
     )
+}
+
+/// One unit more or less, and the next version, in each way in which a row can get them. An account has one of two keys.
+fn step(random: &mut StdRng, account: u32, sign: char) -> String {
+    let set = format!("units = units {sign} 1, version = version + 1");
+    let row = format!("WHERE id IN ({account}, {account} + {OTHER_KEY})");
+    match random.random_range(0..20) {
+        0 => format!("UPDATE accounts SET {set}, note = repeat(md5(random()::text), 100) {row}"),
+        1 | 2 => format!("UPDATE accounts SET {set}, id = {account} * 2 + {OTHER_KEY} - id {row}"),
+        // It goes, and comes again: twice, so that nobody takes the two for one change.
+        3 => format!(
+            "CREATE TEMP TABLE gone ON COMMIT DROP AS SELECT * FROM accounts {row}; DELETE FROM accounts {row}; \
+             INSERT INTO accounts SELECT id, units {sign} 1, version, note FROM gone; DELETE FROM accounts {row}; \
+             INSERT INTO accounts SELECT id, units {sign} 1, version + 1, note FROM gone; DROP TABLE gone"
+        ),
+        _ => format!("UPDATE accounts SET {set} {row}"),
+    }
 }
 
 /// About 400 KB, several times the byte bound: it is in the sink before its commit.
 fn large_transaction() -> String {
     format!(
         "BEGIN;
-         SELECT FROM accounts ORDER BY id FOR UPDATE;
+         LOCK TABLE accounts IN EXCLUSIVE MODE;
          UPDATE accounts SET units = units + CASE WHEN id % 2 = 0 THEN 1 ELSE -1 END, version = version + 1,
              note = repeat(md5(random()::text), 60);
          INSERT INTO journal SELECT nextval('steps'), g, g + 1 FROM generate_series(1, {ACCOUNTS}, 2) g;
@@ -154,12 +171,14 @@ async fn read(rig: Arc<Rig>, stop: Arc<AtomicBool>, looks: Arc<AtomicU64>) -> Re
 /// One statement sees one state.
 fn check(rows: &[Vec<Option<String>>], versions: &mut BTreeMap<i64, i64>) -> Result<()> {
     let (mut units_sum, mut versions_sum, mut lines) = (0, 0, 0);
+    ensure!(rows.len() == ACCOUNTS as usize, "{} accounts: one is lost or doubled", rows.len());
     for row in rows {
         let numbers = row
             .iter()
             .map(|cell| Ok(cell.as_deref().unwrap_or_default().parse()?))
             .collect::<Result<Vec<i64>>>()?;
         let [id, version, units, journal] = numbers[..] else { continue };
+        let id = id % i64::from(OTHER_KEY);
         let seen = versions.insert(id, version).unwrap_or(version);
         ensure!(version >= seen, "account {id} fell from version {seen} to {version}: out of order");
         (units_sum, versions_sum, lines) = (units_sum + units, versions_sum + version, journal);

@@ -79,7 +79,7 @@ async fn compare(stage: &Stage) -> Result<i64> {
     Ok(counted)
 }
 
-/// What was done. That it is printed means that nothing was lost, doubled or seen out of order by then.
+/// What was done. Anything that is lost, doubled or seen out of order ends the run: that it is printed means that there was none.
 #[derive(Debug, Default)]
 struct Report {
     inflicted: BTreeMap<Fault, u32>,
@@ -101,7 +101,7 @@ impl std::fmt::Display for Report {
         write!(
             f,
             "torture: {} faults, {kills} of them kills {:?}; {} transactions, {} changes, {} looks at the sink; \
-             nothing lost, doubled or out of order",
+             0 lost, 0 doubled, 0 out of order",
             self.faults(),
             self.inflicted,
             self.transactions,
