@@ -60,10 +60,12 @@ fuzz: ## Throw bytes at decoder, checkpoint file and HTTP API for FUZZ_SECONDS e
 	  cargo test --locked --quiet -p penstock-worker --test fuzz -- --nocapture --test-threads=1
 
 .PHONY: scale
-scale: ## Measure large sources: RSS over CHANGES, one transaction of MEGABYTES, a table among RELATIONS
+scale: ## Measure large sources: RSS over CHANGES, a transaction of MEGABYTES, a table among RELATIONS, values of VALUE MiB
 	@$(ENVIRONMENT) nice env PENSTOCK_SCALE_CHANGES=$(or $(CHANGES),1000000) PENSTOCK_SCALE_MEGABYTES=$(or $(MEGABYTES),1024) \
 	  PENSTOCK_SCALE_RELATIONS=$(or $(RELATIONS),20000) \
 	  cargo test --locked --quiet -p penstock-worker --test scale -- --nocapture --test-threads=1
+	@$(ENVIRONMENT) nice env PENSTOCK_SCALE_VALUE_MIB=$(or $(VALUE),256) \
+	  cargo test --locked --quiet -p penstock-worker --test types -- --nocapture large
 
 .PHONY: lint
 lint: ## Check format, lints, scripts, documents and chart

@@ -148,8 +148,9 @@ async fn a_first_load_that_is_killed_late_redoes_at_most_one_chunk_per_reader() 
     rig.assert_equal(&["attic", "big"]).await?;
     let kept = format!("SELECT count(*) FROM big WHERE xmin::text::bigint < {mark}");
     let kept: u64 = rig.sink_value(&kept).await?.parse()?;
-    let chunk = 100_000 / 12;
-    ensure!(kept + 3 * chunk > before, "of {before} rows only {kept} were kept");
+    // Two readers; chunks are about as large as each other, and some hundred rows of the kept ones were changed since.
+    let chunk = 100_000 / 12 * 5 / 4;
+    ensure!(kept + 2 * chunk + 400 > before, "of {before} rows only {kept} were kept");
     ensure!(
         rig.sink_value(&format!("SELECT count(*) >= 1000 FROM attic WHERE xmin::text::bigint < {mark}"))
             .await?
