@@ -7,6 +7,8 @@ use kube::KubeSchema;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::report::Decisions;
+
 /// Kubernetes keeps no more bytes of a container's termination message.
 pub const TERMINATION_MESSAGE_BYTES_MAX: usize = 4096;
 
@@ -192,6 +194,12 @@ pub struct LastComparison {
     /// The last token of the annotation `penstock.dev/compare-source` that was carried out.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub token: Option<String>,
+
+    /// What was decided about dead ends and carried out before it began, by shard; absent: nothing. Of a sink about which
+    /// something was decided since, it says nothing.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 64))]
+    pub decisions: Vec<Decisions>,
 
     /// What it found.
     pub result: ComparisonResult,

@@ -2,6 +2,7 @@
 //! whoever carries it out no choice, and says what it waits for.
 
 mod comparison;
+mod decisions;
 mod deletion;
 mod directive;
 mod events;

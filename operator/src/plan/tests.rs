@@ -1,6 +1,7 @@
 //! Plans as golden files, one per situation, and what holds of every plan.
 
 mod comparison;
+mod decided;
 mod golden;
 mod properties;
 pub(crate) mod scene;

@@ -14,19 +14,19 @@ use crate::plan::{Manifest, Step};
 use crate::world::{ComparisonJob, ComparisonProgress, World};
 
 /// The annotation asks for a comparison.
-fn asked(mut world: World, token: &str) -> World {
+pub(super) fn asked(mut world: World, token: &str) -> World {
     let annotations = BTreeMap::from([(ANNOTATION_COMPARE_SOURCE.to_owned(), token.to_owned())]);
     world.pipeline.metadata.annotations = Some(annotations);
     world
 }
 
-fn scheduled(mut world: World, interval: &str) -> World {
+pub(super) fn scheduled(mut world: World, interval: &str) -> World {
     world.pipeline.spec.source_comparison.interval = Some(interval.into());
     world
 }
 
 /// The Job that the plan makes, if it makes one.
-fn begun(world: &World) -> Option<ComparisonJob> {
+pub(super) fn begun(world: &World) -> Option<ComparisonJob> {
     planned(world).steps.iter().find_map(|step| {
         let Step::Apply(Manifest::Comparison(job)) = step else { return None };
         let metadata = job.metadata.clone();
@@ -38,6 +38,9 @@ fn begun(world: &World) -> Option<ComparisonJob> {
             revision: world.revisions.last().unwrap().name.clone(),
             spec: annotations["penstock.dev/compared-spec"].clone(),
             token: annotations.get(ANNOTATION_COMPARE_SOURCE).cloned(),
+            decisions: annotations
+                .get("penstock.dev/decisions")
+                .map_or_else(Vec::new, |text| serde_json::from_str(text).unwrap()),
             created: world.now,
             timeout: job.spec.as_ref()?.active_deadline_seconds.map(SignedDuration::from_secs),
             is_deleting: false,
@@ -47,14 +50,14 @@ fn begun(world: &World) -> Option<ComparisonJob> {
 }
 
 /// The Job that the plan makes is there and is so far.
-fn with_job(mut world: World, progress: ComparisonProgress) -> World {
+pub(super) fn with_job(mut world: World, progress: ComparisonProgress) -> World {
     let job = begun(&world).unwrap();
     world.comparisons = vec![ComparisonJob { progress, ..job }];
     world.comparison_pods = vec!["inventory-compare-x".into()];
     world
 }
 
-fn found(verdict: ComparisonVerdict) -> ComparisonResult {
+pub(super) fn found(verdict: ComparisonVerdict) -> ComparisonResult {
     let is_different = verdict == ComparisonVerdict::Different;
     let table = DifferentTable { table: "public.inventory".into(), rows: 2, is_at_least: false };
     ComparisonResult {
@@ -69,13 +72,13 @@ fn found(verdict: ComparisonVerdict) -> ComparisonResult {
 }
 
 /// A comparison that was asked for has come to this.
-fn ended(world: World, verdict: ComparisonVerdict) -> World {
+pub(super) fn ended(world: World, verdict: ComparisonVerdict) -> World {
     let at = world.now;
     with_job(world, ComparisonProgress::Ended { at, result: found(verdict) })
 }
 
 /// As long after.
-fn after(mut world: World, pause: SignedDuration) -> World {
+pub(super) fn after(mut world: World, pause: SignedDuration) -> World {
     world.now += pause;
     for pod in &mut world.pods {
         if let crate::world::Answer::Report { at, .. } = &mut pod.answer {
@@ -85,17 +88,17 @@ fn after(mut world: World, pause: SignedDuration) -> World {
     world
 }
 
-fn told(world: &World) -> Vec<String> {
+pub(super) fn told(world: &World) -> Vec<String> {
     planned(world).steps.iter().filter(|step| matches!(step, Step::Emit(_))).map(step).collect()
 }
 
-fn matches(world: &World) -> (String, String) {
+pub(super) fn matches(world: &World) -> (String, String) {
     let conditions = planned(world).status.unwrap().conditions;
     let condition = conditions.into_iter().find(|condition| condition.type_ == "SourceMatches").unwrap();
     (condition.status, condition.reason)
 }
 
-fn is(status: &str, reason: &str) -> (String, String) {
+pub(super) fn is(status: &str, reason: &str) -> (String, String) {
     (status.into(), reason.into())
 }
 

@@ -1,7 +1,7 @@
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use penstock_crds::comparison::{ComparisonResult, ComparisonVerdict, LastComparison};
 use penstock_crds::names::ANNOTATION_COMPARE_SOURCE;
-use penstock_crds::report::{Problem, Reason, WorkerPhase};
+use penstock_crds::report::{Decisions, Problem, Reason, WorkerPhase};
 use penstock_crds::revision::RevisionName;
 use penstock_crds::spec::DeletionPolicy;
 use penstock_crds::status::CdcPipelineStatus;
@@ -27,6 +27,14 @@ fn phase() -> impl Strategy<Value = WorkerPhase> {
     ]
 }
 
+fn decisions() -> impl Strategy<Value = Option<Decisions>> {
+    prop_oneof![
+        1 => Just(None),
+        4 => Just(Some(Decisions::default())),
+        2 => Just(Some(Decisions { count: 1, last_micros: 5 })),
+    ]
+}
+
 fn answer() -> impl Strategy<Value = Answer> {
     let problem = prop_oneof![
         3 => Just(None),
@@ -36,8 +44,9 @@ fn answer() -> impl Strategy<Value = Answer> {
     prop_oneof![
         1 => Just(Answer::NotRunning),
         1 => Just(Answer::Silent { error: "refused".into() }),
-        6 => (phase(), problem, prop::sample::select(vec![0_i64, 14, 16])).prop_map(|(phase, problem, age)| {
+        6 => (phase(), problem, decisions(), prop::sample::select(vec![0_i64, 14, 16])).prop_map(|(phase, problem, decisions, age)| {
             let mut report = report(&RevisionName("r".into()), 0, phase);
+            report.decisions = decisions;
             report.problem = problem.map(|reason| Problem { reason, message: "so".into() });
             Answer::Report { report: Box::new(report), at: now() - jiff::SignedDuration::from_secs(age) }
         }),
@@ -98,6 +107,7 @@ struct Comparisons {
     is_scheduled: bool,
     is_refused: bool,
     recorded: Option<(bool, ComparisonResult)>,
+    decisions: Option<Decisions>,
     jobs: Vec<AnyJob>,
 }
 
@@ -121,9 +131,10 @@ prop_compose! {
         is_scheduled: bool,
         is_refused in prop::bool::weighted(0.2),
         recorded in prop::option::of((any::<bool>(), result())),
+        decisions in decisions(),
         jobs in prop::collection::vec(any_job(), 0..3),
     ) -> Comparisons {
-        Comparisons { is_asked, is_scheduled, is_refused, recorded, jobs }
+        Comparisons { is_asked, is_scheduled, is_refused, recorded, decisions, jobs }
     }
 }
 
@@ -148,6 +159,7 @@ fn with_comparisons(mut world: World, given: Comparisons) -> World {
         spec: if is_current { spec.clone() } else { "another".into() },
         job: "inventory-compare-0".into(),
         token: None,
+        decisions: given.decisions.into_iter().collect(),
         result,
         failure: None,
     });
@@ -163,6 +175,7 @@ fn with_comparisons(mut world: World, given: Comparisons) -> World {
             revision: revision.name.clone(),
             spec: if job.is_current { spec.clone() } else { "another".into() },
             token: given.is_asked.then(|| "t-1".into()),
+            decisions: given.decisions.into_iter().collect(),
             // Not on the very millisecond at which it is given up.
             created: world.now - jiff::SignedDuration::from_millis(job.age * 1000 + 500),
             timeout: Some(jiff::SignedDuration::from_hours(6)),
@@ -334,6 +347,16 @@ proptest! {
         let last = status.source_comparison.as_ref().filter(|last| last.spec == present);
         let verdict = last.map(|last| last.result.verdict);
         prop_assert!(!says("True") || verdict == Some(ComparisonVerdict::Equal));
+        let noted = |shard: u16| {
+            let noted = last.and_then(|last| last.decisions.get(usize::from(shard)));
+            Some(noted.copied().unwrap_or_default())
+        };
+        let target = target_revision(&world.pipeline).unwrap();
+        let pods: Vec<&WorkerPod> = world.pods.iter().filter(|pod| pod.revision == target && !pod.is_deleting).collect();
+        for pod in pods.iter().filter(|pod| pods.iter().filter(|other| other.shard == pod.shard).count() == 1) {
+            let decisions = pod.report(world.now).and_then(|report| report.decisions);
+            prop_assert!(!says("True") || decisions == noted(pod.shard));
+        }
         prop_assert!(!says("False") || verdict == Some(ComparisonVerdict::Different));
     }
 
