@@ -199,6 +199,19 @@ mod tests {
             panic!("it has trouble")
         };
         assert!(trouble.contains("cannot pull the image"), "{trouble}");
+        let mut unplaced = pod("job", false, &json!({}));
+        unplaced.status = serde_json::from_value(json!({"conditions": [{
+            "type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": "Insufficient cpu",
+            "lastTransitionTime": "2026-03-01T11:59:00Z",
+        }]}))
+        .unwrap();
+        let ComparisonProgress::Waiting { trouble: Some(trouble) } = seen(&json!({}), &[unplaced]) else {
+            panic!("no node takes it")
+        };
+        assert!(
+            trouble.contains("No node takes the pod") && trouble.ends_with("Insufficient cpu"),
+            "{trouble}"
+        );
         let running = pod("job", false, &json!({"running": {}}));
         assert_eq!(seen(&json!({}), &[running]), ComparisonProgress::Running);
     }
