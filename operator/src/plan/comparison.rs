@@ -11,6 +11,7 @@ use penstock_crds::report::{Decisions, Reason, Report};
 
 use super::events::PlannedEvent;
 use super::revision::{Target, target};
+use super::schedule::{Schedule, schedule};
 use super::shards::{all_stream, reporting};
 use super::stage::Stage;
 use super::status::whole_seconds;
@@ -21,8 +22,6 @@ use crate::world::{ComparisonJob, ComparisonProgress, World};
 
 /// How long a Job's container may take to start, and a Job to end after its deadline.
 const PATIENCE: SignedDuration = SignedDuration::from_mins(5);
-/// How soon the schedule tries again, at the latest, after a comparison that could not be made.
-const AGAIN: SignedDuration = SignedDuration::from_hours(1);
 /// Where a comparison does not say why.
 const NO_REASON: &str = "no reason is given";
 /// Tables that a sentence names at most.
@@ -51,8 +50,8 @@ pub(super) struct Comparison<'a> {
     is_overtaken: bool,
     /// That both ends were the same may be said: it is said already, or every worker says that nothing was decided since.
     is_confirmed: bool,
-    /// One is asked for.
-    is_due: bool,
+    /// What the schedule asks for.
+    schedule: Schedule,
     /// The token that asks for one and is not carried out yet.
     pending: Option<&'a str>,
     /// The one that is under way.
@@ -71,10 +70,12 @@ pub(super) fn comparison<'a>(world: &'a World, stage: &Stage<'_>) -> Result<Comp
     let (token, complaint) = token(world);
     steps.extend(complaint.map(Step::Emit));
     let token = token.filter(|token| !is_carried_out(last.as_ref(), token));
-    let is_due = token.is_some() || is_scheduled(world, stage, last.as_ref(), &spec);
-    // 3. Can it begin?
-    let is_idle = world.comparisons.iter().all(|job| is_over(world, job));
-    if is_due && is_idle && is_ready(stage) {
+    let can_begin = is_ready(stage) && world.comparisons.iter().all(|job| is_over(world, job));
+    let counts =
+        |last: &&LastComparison| last.spec == spec && !decisions::is_overtaken(stage, &last.decisions);
+    let is_turn = schedule(world, last.as_ref().filter(counts), can_begin).is_turn;
+    // 3. Can it begin? What a token asks for waits for nobody's turn.
+    if can_begin && (token.is_some() || is_turn) {
         let decisions = decisions::noted(stage);
         let name = next_name(world, &spec, token, &decisions);
         if let Some(refusal) = &world.comparison_refused {
@@ -99,7 +100,7 @@ pub(super) fn comparison<'a>(world: &'a World, stage: &Stage<'_>) -> Result<Comp
         is_of_this_spec: last.as_ref().is_some_and(|last| last.spec == spec),
         is_overtaken: decisions::is_overtaken(stage, noted),
         is_confirmed: is_said_to_match(world) || decisions::is_confirmed(stage, noted),
-        is_due,
+        schedule: schedule(world, last.as_ref().filter(counts), can_begin),
         pending,
         running: world.comparisons.iter().find(is_running),
         dead_end: dead_end(stage),
@@ -145,9 +146,14 @@ impl Comparison<'_> {
         }
     }
 
+    /// Since when the schedule asks for one.
+    pub(super) fn due_since(&self) -> Option<Time> {
+        self.schedule.since.map(Time)
+    }
+
     fn unknown(&self, pipeline: &str) -> (Truth, OperatorReason, String) {
-        let next = if self.is_due {
-            format!("The next comparison {BEGINS}")
+        let next = if self.schedule.is_due {
+            format!("The next comparison {BEGINS}, within half an hour")
         } else {
             format!(
                 "kubectl annotate cdc {pipeline} --overwrite {ANNOTATION_COMPARE_SOURCE}=TOKEN begins one; spec.sourceComparison.interval repeats it"
@@ -384,21 +390,6 @@ fn token(world: &World) -> (Option<&str>, Option<PlannedEvent>) {
             (None, Some(PlannedEvent::annotation_invalid(ANNOTATION_COMPARE_SOURCE, text, &why)))
         }
     }
-}
-
-/// Whether the schedule asks for one: the first, one of a changed spec, one of a sink about which something was decided, or
-/// one after the interval. A part of the interval
-/// that the UID decides keeps pipelines that were made together from comparing together for ever.
-fn is_scheduled(world: &World, stage: &Stage<'_>, last: Option<&LastComparison>, spec: &str) -> bool {
-    let Some(interval) = world.pipeline.spec.source_comparison.interval() else { return false };
-    let is_current =
-        |last: &&LastComparison| last.spec == spec && !decisions::is_overtaken(stage, &last.decisions);
-    let Some(last) = last.filter(is_current) else { return true };
-    let is_failure = last.failure.is_some() || last.result.verdict == ComparisonVerdict::Unknown;
-    let pause = if is_failure { interval.min(AGAIN) } else { interval };
-    let share = i64::from_str_radix(&uid8(&world.uid), 16).unwrap_or_default() % 100;
-    let spread = SignedDuration::from_secs(pause.as_secs() * share / 1000);
-    world.now.duration_since(last.completion_time.0) >= pause + spread
 }
 
 /// Every change is applied, and all rows are copied: before that, tables are unknown, and a barrier is met late.

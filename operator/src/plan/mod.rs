@@ -9,6 +9,7 @@ mod events;
 mod live;
 pub(crate) mod manifests;
 mod revision;
+mod schedule;
 mod secrets;
 mod shards;
 mod stage;

@@ -5,3 +5,4 @@ mod decided;
 mod golden;
 mod properties;
 pub(crate) mod scene;
+mod schedule;

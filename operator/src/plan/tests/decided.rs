@@ -3,7 +3,7 @@
 use penstock_crds::comparison::ComparisonVerdict;
 use penstock_crds::report::{Decisions, Problem, Reason, WorkerPhase};
 
-use super::comparison::{after, asked, begun, ended, is, matches, scheduled, told, with_job};
+use super::comparison::{after, asked, begun, ended, is, matches, scheduled, told, watched, with_job};
 use super::golden::{golden, step};
 use super::scene::*;
 use crate::world::{Answer, ComparisonProgress, World};
@@ -37,7 +37,7 @@ fn what_was_found_before_a_decision_says_nothing_of_the_sink_that_it_left() {
         assert_eq!(matches(&world), is("Unknown", "ComparisonOutdated"), "{verdict:?}");
         assert!(condition(&world).contains("decided about a dead end"), "{}", condition(&world));
         assert!(begun(&world).is_none(), "nobody asked for one");
-        let due = scheduled(world, "24h");
+        let due = watched(scheduled(world, "24h"));
         assert!(begun(&due).is_some_and(|job| job.decisions == [Decisions::default(), DECIDED]));
     }
     golden("114_decided_since", &decided(compared(ComparisonVerdict::Equal)));
@@ -89,7 +89,7 @@ fn a_decision_that_was_not_seen_in_time_makes_outdated_what_was_recorded() {
     assert_eq!(matches(&back), is("True", "Equal"));
     let decided = decided(back);
     assert_eq!(matches(&decided), is("Unknown", "ComparisonOutdated"));
-    assert!(begun(&decided).is_some());
+    assert!(begun(&watched(decided)).is_some());
 }
 
 #[test]

@@ -106,6 +106,7 @@ struct Comparisons {
     is_asked: bool,
     is_scheduled: bool,
     is_refused: bool,
+    due: Option<i64>,
     recorded: Option<(bool, ComparisonResult)>,
     decisions: Option<Decisions>,
     jobs: Vec<AnyJob>,
@@ -130,11 +131,13 @@ prop_compose! {
         is_asked: bool,
         is_scheduled: bool,
         is_refused in prop::bool::weighted(0.2),
+        // In seconds: just now, late in its turn, and while nobody looked.
+        due in prop::option::of(prop::sample::select(vec![1_i64, 1900, 7200])),
         recorded in prop::option::of((any::<bool>(), result())),
         decisions in decisions(),
         jobs in prop::collection::vec(any_job(), 0..3),
     ) -> Comparisons {
-        Comparisons { is_asked, is_scheduled, is_refused, recorded, decisions, jobs }
+        Comparisons { is_asked, is_scheduled, is_refused, due, recorded, decisions, jobs }
     }
 }
 
@@ -163,7 +166,10 @@ fn with_comparisons(mut world: World, given: Comparisons) -> World {
         result,
         failure: None,
     });
-    world.pipeline.status = Some(CdcPipelineStatus { source_comparison, ..CdcPipelineStatus::default() });
+    let source_comparison_due =
+        given.due.map(|seconds| Time(world.now - jiff::SignedDuration::from_secs(seconds)));
+    world.pipeline.status =
+        Some(CdcPipelineStatus { source_comparison, source_comparison_due, ..CdcPipelineStatus::default() });
     let Some(revision) = world.revisions.first() else { return world };
     world.comparisons = given
         .jobs
