@@ -7,6 +7,8 @@ use kube::KubeSchema;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::report::Decisions;
+
 /// Kubernetes keeps no more bytes of a container's termination message.
 pub const TERMINATION_MESSAGE_BYTES_MAX: usize = 4096;
 
@@ -21,8 +23,9 @@ const TIMEOUT: SignedDuration = SignedDuration::from_hours(6);
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct SourceComparison {
-    /// How long after a comparison the next one begins, in hours and minutes as `24h` or `1h30m`, at least `10m`. The
-    /// first begins when all rows are copied. Without it, only the annotation `penstock.dev/compare-source` asks for one.
+    /// How long after a comparison the next one is due, in hours and minutes as `24h` or `1h30m`, at least `10m`. The first
+    /// is due when all rows are copied. One that is due begins within a tenth of the interval, at most half an hour, so that
+    /// pipelines that are due together do not begin together. Without it, only the annotation `penstock.dev/compare-source` asks for one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 2, max = 16))]
     #[x_kube(validation = Rule::new("self.matches('^([0-9]{1,4}h)?([0-9]{1,4}m)?$') && duration(self) >= duration('10m')")
@@ -192,6 +195,12 @@ pub struct LastComparison {
     /// The last token of the annotation `penstock.dev/compare-source` that was carried out.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub token: Option<String>,
+
+    /// What was decided about dead ends and carried out before it began, by shard; absent: nothing. Of a sink about which
+    /// something was decided since, it says nothing.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 64))]
+    pub decisions: Vec<Decisions>,
 
     /// What it found.
     pub result: ComparisonResult,

@@ -125,6 +125,6 @@ pub enum OperatorReason {
     Comparing,
     /// They could not be compared.
     ComparisonFailed,
-    /// The last comparison was of the spec as it was before.
+    /// The last comparison was of the spec as it was before, or of a sink about which something was decided since.
     ComparisonOutdated,
 }

@@ -1,5 +1,6 @@
 //! `GET /v1/report`: what a worker says about itself. The operator believes nothing else about the data.
 
+use kube::KubeSchema;
 use serde::{Deserialize, Serialize};
 
 /// The answer to `GET /v1/report`.
@@ -37,6 +38,10 @@ pub struct Report {
     /// Token of the last directive to copy tables again that is settled: carried out, or refused with a notice.
     #[serde(default)]
     pub resnapshot: Option<String>,
+    /// What was decided about dead ends of the shard and carried out; absent until this attempt asked the sink, and from
+    /// workers that do not know it yet.
+    #[serde(default)]
+    pub decisions: Option<Decisions>,
     /// Things a person should hear of once, newest last, at most 16. The operator turns each into an Event.
     pub notices: Vec<Notice>,
 }
@@ -50,6 +55,19 @@ impl Report {
             None => self.phase == WorkerPhase::Streaming,
         }
     }
+}
+
+/// What was decided about dead ends of a shard and carried out. Where it is another value than before, something was
+/// decided since.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Decisions {
+    /// How many decisions.
+    pub count: i64,
+
+    /// When the last of them was carried out, in microseconds since 1970; 0 without one. A sink that was restored comes
+    /// to the same count again, but not at the same time.
+    pub last_micros: i64,
 }
 
 /// What a worker is doing.

@@ -1,6 +1,6 @@
 //! What the operator says about a pipeline. At rest nothing in it changes: live figures are metrics.
 
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use kube::KubeSchema;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -51,6 +51,11 @@ pub struct CdcPipelineStatus {
     /// The last comparison with the source.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub source_comparison: Option<LastComparison>,
+
+    /// Since when the schedule asks for a comparison and it could begin. It begins within a tenth of the interval, at most half
+    /// an hour, so that pipelines that are due together do not begin together.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub source_comparison_due: Option<Time>,
 
     /// `Ready`, `Reconciling`, `Stalled`, `SourceReachable`, `SinkReachable`, `SnapshotComplete`, `SourceMatches`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]

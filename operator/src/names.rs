@@ -17,6 +17,8 @@ pub(crate) const LABEL_POD_INDEX: &str = "apps.kubernetes.io/pod-index";
 pub(crate) const ANNOTATION_MANIFEST: &str = "penstock.dev/manifest";
 /// Annotation of a comparison's Job: hash of the spec that it compares.
 pub(crate) const ANNOTATION_SPEC: &str = "penstock.dev/compared-spec";
+/// Annotation of a comparison's Job: what was decided about dead ends before it began.
+pub(crate) const ANNOTATION_DECISIONS: &str = "penstock.dev/decisions";
 /// Annotation of the control Secret: when its certificate is renewed.
 pub(crate) const ANNOTATION_RENEW_AT: &str = "penstock.dev/renew-at";
 

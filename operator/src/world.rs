@@ -7,7 +7,7 @@ use jiff::{SignedDuration, Timestamp};
 use penstock_crds::CdcPipeline;
 use penstock_crds::comparison::ComparisonResult;
 use penstock_crds::names::FINALIZER;
-use penstock_crds::report::Report;
+use penstock_crds::report::{Decisions, Report};
 use penstock_crds::revision::{MintedRevision, RevisionName};
 use serde::Serialize;
 
@@ -246,6 +246,8 @@ pub struct ComparisonJob {
     pub spec: String,
     /// The token that asked for it; without one the schedule did.
     pub token: Option<String>,
+    /// What was decided about dead ends before it was made, by shard; nothing about those that are not in it.
+    pub decisions: Vec<Decisions>,
     /// When it was made.
     pub created: Timestamp,
     /// How long it may take.

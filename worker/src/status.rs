@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 use penstock_crds::report::{
-    Lag, Notice, NoticeReason, Problem, Reachability, Report, SnapshotProgress, WorkerPhase,
+    Decisions, Lag, Notice, NoticeReason, Problem, Reachability, Report, SnapshotProgress, WorkerPhase,
 };
 
 use crate::change::Lsn;
@@ -60,6 +60,7 @@ impl Status {
             snapshot: None,
             problem: None,
             resnapshot: None,
+            decisions: None,
             notices: Vec::new(),
         };
         Self {
@@ -90,11 +91,12 @@ impl Status {
     }
 
     /// An attempt failed: the phase is `Retrying` or `Halted`, by the failure's policy. A database that did not let
-    /// us in counts as unreachable.
+    /// us in counts as unreachable. What was decided is not known any more: a commit whose answer was lost may have been of it.
     pub fn failed(&self, failure: &Failure, phase: WorkerPhase) {
         let mut inner = self.lock();
         inner.report.phase = phase;
         inner.report.problem = Some(Problem { reason: failure.reason, message: failure.message.clone() });
+        inner.report.decisions = None;
         inner.stream = StreamProgress::default();
         for end in [End::Source, End::Sink] {
             let is_away =
@@ -115,6 +117,11 @@ impl Status {
         let mut inner = self.lock();
         inner.report.slot = Some(slot.to_owned());
         inner.report.publication = Some(publication.to_owned());
+    }
+
+    /// What the sink knows of decisions about dead ends of this shard.
+    pub fn decided(&self, decisions: Decisions) {
+        self.lock().report.decisions = Some(decisions);
     }
 
     /// A database answered.

@@ -5,9 +5,9 @@ mod common;
 use std::net::TcpListener;
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, bail};
+use anyhow::{Result, bail, ensure};
 use common::{Rig, Worker};
-use penstock_crds::report::{NoticeReason, Reachability, Report, WorkerPhase};
+use penstock_crds::report::{Decisions, NoticeReason, Reachability, Report, WorkerPhase};
 use penstock_e2e::postgres::Version;
 use reqwest::{Certificate, Client, StatusCode};
 
@@ -15,7 +15,8 @@ const TOKEN: &str = "token-of-the-test";
 
 struct Served {
     rig: Rig,
-    _worker: Worker,
+    worker: Worker,
+    arguments: [String; 3],
     client: Client,
     health: String,
     report: String,
@@ -51,7 +52,8 @@ async fn served() -> Result<Served> {
         .build()?;
     let served = Served {
         rig,
-        _worker: worker,
+        worker,
+        arguments,
         client,
         health: format!("http://127.0.0.1:{health}"),
         report: format!("https://localhost:{control}/v1/report"),
@@ -61,6 +63,15 @@ async fn served() -> Result<Served> {
 }
 
 impl Served {
+    /// The next run of the worker, after this happened to the source.
+    async fn restart_after(&mut self, sql: &str) -> Result<()> {
+        self.worker.terminate()?;
+        self.rig.on_source(sql).await?;
+        let (file, folder) = (self.rig.manifest_file()?, self.rig.state_dir(0));
+        self.worker = Worker::start_with(&file, &folder, 0, &self.arguments)?;
+        Ok(())
+    }
+
     async fn report(&self) -> Result<Report> {
         let answer = self.client.get(&self.report).bearer_auth(TOKEN).send().await?.error_for_status()?;
         Ok(answer.json().await?)
@@ -176,6 +187,30 @@ async fn tables_are_copied_again_once_for_each_token_however_often_it_is_sent() 
         let (status, sentence) = served.direct(bad).await?;
         assert_eq!(status, StatusCode::UNPROCESSABLE_ENTITY, "{bad}");
         assert!(sentence.contains("not a directive"), "{bad}: {sentence}");
+    }
+    Ok(())
+}
+
+/// What was found before it says nothing of the sink after it: the operator has to hear of each.
+#[tokio::test(flavor = "multi_thread")]
+async fn decisions_about_dead_ends_are_reported_once_they_are_carried_out_and_by_every_later_run()
+-> Result<()> {
+    let mut served = served().await?;
+    let streams = |report: &Report| report.phase == WorkerPhase::Streaming;
+    let mut before = served.wait_for("streaming", streams).await?.decisions;
+    assert_eq!(before, Some(Decisions::default()));
+    for (decision, count) in [("accept-loss", 1), ("begin-anew", 2)] {
+        served.restart_after("SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots").await?;
+        let halted = served.wait_for("the dead end", |report| report.phase == WorkerPhase::Halted).await?;
+        assert_eq!(halted.decisions, None, "it may be carried out by the time that anybody looks");
+        let decided = served.rig.command(&[decision, "--reason", "a drill", "--by", "ann"])?;
+        ensure!(decided.status.success(), "{}", String::from_utf8_lossy(&decided.stderr));
+        let after = served.wait_for("streaming", streams).await?.decisions;
+        let (then, now) = (before.unwrap_or_default(), after.unwrap_or_default());
+        ensure!(now.count == count && now.last_micros > then.last_micros, "{before:?}, then {after:?}");
+        served.restart_after("SELECT").await?;
+        assert_eq!(served.wait_for("streaming", streams).await?.decisions, after, "of the next run");
+        before = after;
     }
     Ok(())
 }

@@ -99,7 +99,7 @@ async fn a_comparison_that_is_asked_for_says_what_differs_until_it_is_mended() -
 async fn a_comparison_that_is_interrupted_leaves_no_job_and_no_slot() -> Result<()> {
     let stage = Stage::new("interrupted-comparison").await?;
     let mut manifest = stage.manifest(&["public.notes"]);
-    manifest["spec"]["sourceComparison"] = json!({"interval": "24h"});
+    manifest["spec"]["sourceComparison"] = json!({"interval": "10m"}); // The first one within a minute.
     let pipeline = Pipeline::apply(&stage.cluster, manifest).await?;
     pipeline.wait_for("SourceMatches", "True", Some("Equal"), 3 * MINUTE).await?; // The schedule's first.
 

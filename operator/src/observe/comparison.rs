@@ -9,7 +9,7 @@ use penstock_crds::names::{ANNOTATION_COMPARE_SOURCE, LABEL_REVISION};
 use penstock_crds::revision::RevisionName;
 
 use super::pods;
-use crate::names::ANNOTATION_SPEC;
+use crate::names::{ANNOTATION_DECISIONS, ANNOTATION_SPEC};
 use crate::world::{ComparisonJob, ComparisonProgress};
 
 /// How long after a Job has ended its pod's last word may be on its way: two watches bring them.
@@ -27,6 +27,9 @@ pub(super) fn comparison_job(job: &Job, pods: &[Pod], now: Timestamp) -> Option<
         revision: RevisionName(job.labels().get(LABEL_REVISION)?.clone()),
         spec: annotation(ANNOTATION_SPEC)?,
         token: annotation(ANNOTATION_COMPARE_SOURCE),
+        decisions: annotation(ANNOTATION_DECISIONS)
+            .and_then(|text| serde_json::from_str(&text).ok())
+            .unwrap_or_default(),
         created: job.metadata.creation_timestamp.as_ref().map_or(now, |at| at.0),
         timeout: job
             .spec
@@ -86,6 +89,7 @@ fn without_word(job: &Job, ended: &JobCondition) -> String {
 #[cfg(test)]
 mod tests {
     use penstock_crds::comparison::ComparisonVerdict;
+    use penstock_crds::report::Decisions;
     use serde_json::{Value, json};
 
     use super::*;
@@ -156,6 +160,16 @@ mod tests {
     }
 
     #[test]
+    fn a_job_says_what_was_decided_before_it_was_made() {
+        let mut job = job(&json!({}));
+        assert_eq!(comparison_job(&job, &[], now()).unwrap().decisions, []);
+        let text = r#"[{"count":0,"lastMicros":0},{"count":2,"lastMicros":1}]"#;
+        job.annotations_mut().insert(ANNOTATION_DECISIONS.into(), text.into());
+        let decisions = comparison_job(&job, &[], now()).unwrap().decisions;
+        assert_eq!(decisions, [Decisions::default(), Decisions { count: 2, last_micros: 1 }]);
+    }
+
+    #[test]
     fn a_pod_that_dies_without_a_word_leaves_nobody_knowing_and_says_why() {
         let killed = pod("job", false, &json!({"terminated": {"exitCode": 137, "reason": "OOMKilled"}}));
         assert!(reason(seen(&json!({}), &[killed])).contains("more memory"));
@@ -185,6 +199,19 @@ mod tests {
             panic!("it has trouble")
         };
         assert!(trouble.contains("cannot pull the image"), "{trouble}");
+        let mut unplaced = pod("job", false, &json!({}));
+        unplaced.status = serde_json::from_value(json!({"conditions": [{
+            "type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": "Insufficient cpu",
+            "lastTransitionTime": "2026-03-01T11:59:00Z",
+        }]}))
+        .unwrap();
+        let ComparisonProgress::Waiting { trouble: Some(trouble) } = seen(&json!({}), &[unplaced]) else {
+            panic!("no node takes it")
+        };
+        assert!(
+            trouble.contains("No node takes the pod") && trouble.ends_with("Insufficient cpu"),
+            "{trouble}"
+        );
         let running = pod("job", false, &json!({"running": {}}));
         assert_eq!(seen(&json!({}), &[running]), ComparisonProgress::Running);
     }

@@ -4,29 +4,35 @@
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use penstock_crds::comparison::{ComparisonResult, ComparisonVerdict, LastComparison};
-use penstock_crds::conditions::{ConditionReason, OperatorReason};
+use penstock_crds::conditions::{ConditionReason, ConditionType, OperatorReason};
 use penstock_crds::directive::is_token;
 use penstock_crds::names::{ANNOTATION_COMPARE_SOURCE, ANNOTATION_RESNAPSHOT, uid8};
-use penstock_crds::report::{Reason, Report};
+use penstock_crds::report::{Decisions, Reason, Report};
 
 use super::events::PlannedEvent;
 use super::revision::{Target, target};
+use super::schedule::{Schedule, schedule};
 use super::shards::{all_stream, reporting};
 use super::stage::Stage;
 use super::status::whole_seconds;
 use super::verdict::Truth;
-use super::{Doomed, DoomedKind, PlanError, Step, manifests};
+use super::{Doomed, DoomedKind, PlanError, Step, decisions, manifests};
 use crate::names;
 use crate::world::{ComparisonJob, ComparisonProgress, World};
 
 /// How long a Job's container may take to start, and a Job to end after its deadline.
 const PATIENCE: SignedDuration = SignedDuration::from_mins(5);
-/// How soon the schedule tries again, at the latest, after a comparison that could not be made.
-const AGAIN: SignedDuration = SignedDuration::from_hours(1);
 /// Where a comparison does not say why.
 const NO_REASON: &str = "no reason is given";
 /// Tables that a sentence names at most.
 const TABLES_NAMED_MAX: usize = 5;
+
+/// What is known of a sink about which something was decided since.
+const OVERTAKEN: &str =
+    "Since the last comparison began, what a person decided about a dead end was carried out";
+/// What is known of a sink while nobody says whether something was decided since.
+const UNCONFIRMED: &str = "Source and sink were the same when they were compared. That nothing was decided about a dead end since is known when \
+                           every worker streams and says so; one of an older image never does";
 
 /// When one that is asked for begins.
 const BEGINS: &str = "begins when every change is applied and all rows are copied";
@@ -39,9 +45,13 @@ pub(super) struct Comparison<'a> {
     /// The last one that ended, as it is to be recorded.
     pub(super) last: Option<LastComparison>,
     /// The last one speaks of the spec as it is now.
-    is_current: bool,
-    /// One is asked for.
-    is_due: bool,
+    is_of_this_spec: bool,
+    /// Something was decided about a dead end since the last one began.
+    is_overtaken: bool,
+    /// That both ends were the same may be said: it is said already, or every worker says that nothing was decided since.
+    is_confirmed: bool,
+    /// What the schedule asks for.
+    schedule: Schedule,
     /// The token that asks for one and is not carried out yet.
     pending: Option<&'a str>,
     /// The one that is under way.
@@ -55,40 +65,55 @@ pub(super) fn comparison<'a>(world: &'a World, stage: &Stage<'_>) -> Result<Comp
     let (Target::Minted(revision) | Target::Mint(revision) | Target::Clash(revision)) = target(world)?;
     let spec = manifests::compared_spec(world, &revision)?;
     // 1. What ended, or is of no use?
-    let (mut last, mut steps) = settle(world, &spec);
+    let (mut last, mut steps) = settle(world, stage, &spec);
     // 2. What is asked for?
     let (token, complaint) = token(world);
     steps.extend(complaint.map(Step::Emit));
     let token = token.filter(|token| !is_carried_out(last.as_ref(), token));
-    let is_due = token.is_some() || is_scheduled(world, last.as_ref(), &spec);
-    // 3. Can it begin?
-    let is_idle = world.comparisons.iter().all(|job| is_over(world, job));
-    if is_due && is_idle && is_ready(stage) {
-        let name = next_name(world, &spec, token);
+    let can_begin = is_ready(stage) && world.comparisons.iter().all(|job| is_over(world, job));
+    let counts =
+        |last: &&LastComparison| last.spec == spec && !decisions::is_overtaken(stage, &last.decisions);
+    let is_turn = schedule(world, last.as_ref().filter(counts), can_begin).is_turn;
+    // 3. Can it begin? What a token asks for waits for nobody's turn.
+    if can_begin && (token.is_some() || is_turn) {
+        let decisions = decisions::noted(stage);
+        let name = next_name(world, &spec, token, &decisions);
         if let Some(refusal) = &world.comparison_refused {
-            let job = Attempt { name: &name, revision: &revision.name.0, spec: &spec, token };
+            let (revision, decisions) = (&revision.name.0, &decisions);
+            let job = Attempt { name: &name, revision, spec: &spec, token, decisions };
             let result = ComparisonResult::unknown(&format!("Kubernetes refuses the Job: {refusal}"));
             let record = record(world, &job, whole_seconds(world.now), result);
             steps.extend(PlannedEvent::compared(world, &record).map(Step::Emit));
             last = Some(record);
         } else {
             steps.extend(world.comparisons.iter().map(delete));
-            steps.push(Step::Apply(manifests::comparison_job(world, &revision, &name, token)?));
+            steps.push(Step::Apply(manifests::comparison_job(world, &revision, &name, token, &decisions)?));
         }
     }
     let pending = token.filter(|token| !is_carried_out(last.as_ref(), token));
-    let is_current = last.as_ref().is_some_and(|last| last.spec == spec);
-    let is_running =
-        |job: &&ComparisonJob| !job.is_deleting && is_under_way(job) && !is_of_no_use(world, job, &spec);
-    let running = world.comparisons.iter().find(is_running);
-    Ok(Comparison { steps, last, is_current, is_due, pending, running, dead_end: dead_end(stage) })
+    let noted = last.as_ref().map(|last| last.decisions.as_slice()).unwrap_or_default();
+    let is_running = |job: &&ComparisonJob| {
+        !job.is_deleting && is_under_way(job) && !is_of_no_use(world, stage, job, &spec)
+    };
+    Ok(Comparison {
+        steps,
+        is_of_this_spec: last.as_ref().is_some_and(|last| last.spec == spec),
+        is_overtaken: decisions::is_overtaken(stage, noted),
+        is_confirmed: is_said_to_match(world) || decisions::is_confirmed(stage, noted),
+        schedule: schedule(world, last.as_ref().filter(counts), can_begin),
+        pending,
+        running: world.comparisons.iter().find(is_running),
+        dead_end: dead_end(stage),
+        last,
+    })
 }
 
 impl Comparison<'_> {
     /// What the condition says. The same again is said in the same words. While a token is not carried out, what was
     /// found before does not answer it; a run of the schedule was not asked for, so it leaves the old word.
     pub(super) fn finding(&self, pipeline: &str) -> (Truth, OperatorReason, String) {
-        let last = self.last.as_ref().filter(|_| self.is_current && self.pending.is_none());
+        let is_current = self.is_of_this_spec && !self.is_overtaken;
+        let last = self.last.as_ref().filter(|_| is_current && self.pending.is_none());
         match (last, self.running) {
             (Some(LastComparison { result, .. }), _)
                 if result.verdict == ComparisonVerdict::Equal
@@ -99,6 +124,11 @@ impl Comparison<'_> {
                     ConditionReason::from(reason)
                 );
                 (Truth::Unknown, OperatorReason::ComparisonOutdated, message)
+            }
+            (Some(LastComparison { result, .. }), _)
+                if result.verdict == ComparisonVerdict::Equal && !self.is_confirmed =>
+            {
+                (Truth::Unknown, OperatorReason::ComparisonOutdated, UNCONFIRMED.to_owned())
             }
             (Some(last), _) => {
                 let (truth, reason) = match last.result.verdict {
@@ -116,18 +146,25 @@ impl Comparison<'_> {
         }
     }
 
+    /// Since when the schedule asks for one.
+    pub(super) fn due_since(&self) -> Option<Time> {
+        self.schedule.since.map(Time)
+    }
+
     fn unknown(&self, pipeline: &str) -> (Truth, OperatorReason, String) {
-        let next = if self.is_due {
-            format!("The next comparison {BEGINS}")
+        let next = if self.schedule.is_due {
+            format!("The next comparison {BEGINS}, within half an hour")
         } else {
             format!(
                 "kubectl annotate cdc {pipeline} --overwrite {ANNOTATION_COMPARE_SOURCE}=TOKEN begins one; spec.sourceComparison.interval repeats it"
             )
         };
-        let (reason, known) = if self.last.is_some() {
-            (OperatorReason::ComparisonOutdated, "The last comparison was of the spec as it was before")
-        } else {
+        let (reason, known) = if self.last.is_none() {
             (OperatorReason::NeverCompared, "The sink was not compared with the source yet")
+        } else if self.is_of_this_spec {
+            (OperatorReason::ComparisonOutdated, OVERTAKEN)
+        } else {
+            (OperatorReason::ComparisonOutdated, "The last comparison was of the spec as it was before")
         };
         (Truth::Unknown, reason, format!("{known}. {next}"))
     }
@@ -210,11 +247,11 @@ fn named(result: &ComparisonResult) -> String {
 }
 
 /// Records what the newest Job came to, and removes what is of no use.
-fn settle(world: &World, spec: &str) -> (Option<LastComparison>, Vec<Step>) {
+fn settle(world: &World, stage: &Stage<'_>, spec: &str) -> (Option<LastComparison>, Vec<Step>) {
     let mut last = recorded(world).cloned();
     let mut steps = Vec::new();
     for job in world.comparisons.iter().filter(|job| !job.is_deleting) {
-        if is_of_no_use(world, job, spec) {
+        if is_of_no_use(world, stage, job, spec) {
             steps.push(delete(job));
         } else if is_newest(world, job)
             && !is_recorded(world, job)
@@ -225,6 +262,7 @@ fn settle(world: &World, spec: &str) -> (Option<LastComparison>, Vec<Step>) {
                 revision: &job.revision.0,
                 spec: &job.spec,
                 token: job.token.as_deref(),
+                decisions: &job.decisions,
             };
             let record = record(world, &attempt, at, result);
             steps.extend(PlannedEvent::compared(world, &record).map(Step::Emit));
@@ -234,13 +272,16 @@ fn settle(world: &World, spec: &str) -> (Option<LastComparison>, Vec<Step>) {
     (last, steps)
 }
 
-/// A Job of another spec, one that runs although the pipeline is paused, and one that was given up.
-fn is_of_no_use(world: &World, job: &ComparisonJob, spec: &str) -> bool {
+/// A Job of another spec, one that began before something was decided about a dead end, one that runs although the
+/// pipeline is paused, and one that was given up.
+fn is_of_no_use(world: &World, stage: &Stage<'_>, job: &ComparisonJob, spec: &str) -> bool {
     let is_under_way = is_under_way(job);
     if is_recorded(world, job) {
         return is_under_way;
     }
-    job.spec != spec || (is_under_way && (world.pipeline.spec.paused || !is_newest(world, job)))
+    job.spec != spec
+        || decisions::is_overtaken(stage, &job.decisions)
+        || (is_under_way && (world.pipeline.spec.paused || !is_newest(world, job)))
 }
 
 /// What a Job came to, and when; absent while it may still come to something.
@@ -272,13 +313,17 @@ struct Attempt<'a> {
     revision: &'a str,
     spec: &'a str,
     token: Option<&'a str>,
+    decisions: &'a [Decisions],
 }
 
 fn record(world: &World, attempt: &Attempt<'_>, at: Timestamp, result: ComparisonResult) -> LastComparison {
     let settled = || recorded(world)?.token.clone();
     let result = result.shortened();
-    let differed = recorded(world)
-        .filter(|last| last.spec == attempt.spec && last.result.verdict == ComparisonVerdict::Different);
+    let differed = recorded(world).filter(|last| {
+        last.spec == attempt.spec
+            && last.decisions == attempt.decisions
+            && last.result.verdict == ComparisonVerdict::Different
+    });
     let (result, failure) = match differed {
         Some(last) if result.verdict == ComparisonVerdict::Unknown => {
             (last.result.clone(), Some(result.reason.unwrap_or_else(|| NO_REASON.to_owned())))
@@ -291,6 +336,7 @@ fn record(world: &World, attempt: &Attempt<'_>, at: Timestamp, result: Compariso
         spec: attempt.spec.to_owned(),
         job: attempt.name.to_owned(),
         token: attempt.token.map(str::to_owned).or_else(settled),
+        decisions: attempt.decisions.to_vec(),
         result,
         failure,
     }
@@ -299,6 +345,13 @@ fn record(world: &World, attempt: &Attempt<'_>, at: Timestamp, result: Compariso
 /// The last comparison as the status has it.
 pub(super) fn recorded(world: &World) -> Option<&LastComparison> {
     world.pipeline.status.as_ref()?.source_comparison.as_ref()
+}
+
+/// Whether the condition says that both ends are the same.
+fn is_said_to_match(world: &World) -> bool {
+    let kind = ConditionType::SourceMatches.to_string();
+    let mut conditions = world.pipeline.status.iter().flat_map(|status| &status.conditions);
+    conditions.any(|condition| condition.type_ == kind && condition.status == "True")
 }
 
 fn is_recorded(world: &World, job: &ComparisonJob) -> bool {
@@ -339,18 +392,6 @@ fn token(world: &World) -> (Option<&str>, Option<PlannedEvent>) {
     }
 }
 
-/// Whether the schedule asks for one: the first, one of a changed spec, or one after the interval. A part of the interval
-/// that the UID decides keeps pipelines that were made together from comparing together for ever.
-fn is_scheduled(world: &World, last: Option<&LastComparison>, spec: &str) -> bool {
-    let Some(interval) = world.pipeline.spec.source_comparison.interval() else { return false };
-    let Some(last) = last.filter(|last| last.spec == spec) else { return true };
-    let is_failure = last.failure.is_some() || last.result.verdict == ComparisonVerdict::Unknown;
-    let pause = if is_failure { interval.min(AGAIN) } else { interval };
-    let share = i64::from_str_radix(&uid8(&world.uid), 16).unwrap_or_default() % 100;
-    let spread = SignedDuration::from_secs(pause.as_secs() * share / 1000);
-    world.now.duration_since(last.completion_time.0) >= pause + spread
-}
-
 /// Every change is applied, and all rows are copied: before that, tables are unknown, and a barrier is met late.
 fn is_ready(stage: &Stage<'_>) -> bool {
     let Stage::Run { replicas: 1.., shards, outdated, missing: None, .. } = stage else { return false };
@@ -364,11 +405,15 @@ fn dead_end(stage: &Stage<'_>) -> Option<Reason> {
     problems.find_map(|problem| Some(problem.reason).filter(|reason| reason.is_dead_end()))
 }
 
-/// The same until something is recorded, so that a Job that was just made is not made twice.
-fn next_name(world: &World, spec: &str, token: Option<&str>) -> String {
+/// The same until something is recorded, so that a Job that was just made is not made twice; and never that of a Job that
+/// began before something was decided, whose word would pass for one of afterwards.
+fn next_name(world: &World, spec: &str, token: Option<&str>, decisions: &[Decisions]) -> String {
     let last = recorded(world).map(|last| last.job.as_str()).unwrap_or_default();
-    let identity = [world.uid.as_str(), last, spec, token.unwrap_or_default()].join("\n");
-    names::comparison_job(world.name(), &uid8(&identity))
+    let mut identity =
+        [world.uid.as_str(), last, spec, token.unwrap_or_default()].map(str::to_owned).to_vec();
+    identity
+        .extend(decisions.iter().map(|Decisions { count, last_micros }| format!("{count} {last_micros}")));
+    names::comparison_job(world.name(), &uid8(&identity.join("\n")))
 }
 
 /// Removes a Job, and its pod.

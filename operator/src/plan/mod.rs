@@ -2,12 +2,14 @@
 //! whoever carries it out no choice, and says what it waits for.
 
 mod comparison;
+mod decisions;
 mod deletion;
 mod directive;
 mod events;
 mod live;
 pub(crate) mod manifests;
 mod revision;
+mod schedule;
 mod secrets;
 mod shards;
 mod stage;

@@ -72,6 +72,7 @@ pub(super) fn of(
         slots,
         publication,
         source_comparison: comparison.last.clone(),
+        source_comparison_due: comparison.due_since(),
         lag: reports.as_deref().and_then(lag),
         ..common(world, verdict, findings)
     }

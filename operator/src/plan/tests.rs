@@ -1,6 +1,8 @@
 //! Plans as golden files, one per situation, and what holds of every plan.
 
 mod comparison;
+mod decided;
 mod golden;
 mod properties;
 pub(crate) mod scene;
+mod schedule;

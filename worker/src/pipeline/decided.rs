@@ -111,7 +111,9 @@ pub(super) async fn carry_out(
     let position =
         before.filter(|_| standing.is_some()).map_or_else(Position::default, |before| before.position);
     let checkpoint = Checkpoint { position, end_lsn, sequence };
-    let by = fenced.sink.begin_as_decided(decision, &checkpoint, &log, standing.is_none()).await?;
+    let (by, decisions) =
+        fenced.sink.begin_as_decided(decision, &checkpoint, &log, standing.is_none()).await?;
+    context.status.decided(decisions);
     let from = before.map_or_else(|| "its beginning".to_owned(), |before| before.end_lsn.to_string());
     let (reason, message) = match decision {
         Decision::BeginAnew => (

@@ -132,6 +132,7 @@ pub(super) async fn fence(context: Context<'_>, source: &Source, volume: &Volume
     let (mut sink, started) = sink::start(pipeline.sink.clone(), owner, tables, &log).await?;
     context.status.reached(End::Sink);
     context.status.fenced(started.epoch);
+    context.status.decided(started.decisions);
     sink.act_as(pipeline.manifest.spec.sink.postgres.session_replication_role).await?;
     if let Some(revision) = &started.moved_from_revision {
         tracing::info!(from = revision, "going on where an older revision stopped");

@@ -1,5 +1,6 @@
 //! Dead ends, what a person decided about them, and what came of it: `penstock.dead_end`, `penstock.accepted_loss`.
 
+use penstock_crds::report::Decisions;
 use postgres_types::PgLsn;
 use tokio_postgres::{Error, Row, Transaction};
 
@@ -111,6 +112,18 @@ pub(super) async fn decided(
     row.map(|row| row.try_get(0).map(|word: &str| Decision::read(word))).transpose()
 }
 
+/// What was decided about the shard and carried out, ever.
+pub(super) async fn carried_out(
+    client: &impl tokio_postgres::GenericClient,
+    (uid, shard): (&String, i32),
+) -> Result<Decisions, Error> {
+    let sql = "SELECT pg_catalog.count(*), \
+                   COALESCE((EXTRACT(epoch FROM pg_catalog.max(carried_out_at)) * 1000000)::pg_catalog.int8, 0) \
+               FROM penstock.accepted_loss WHERE uid = $1 AND shard = $2";
+    let row = client.query_one(sql, &[uid, &shard]).await?;
+    Ok(Decisions { count: row.try_get(0)?, last_micros: row.try_get(1)? })
+}
+
 impl Sink {
     /// What a person decided about the place where the shard stands, if anything.
     pub async fn decision(&self, source: &SourceIdentity) -> Result<Option<Decision>, Failure> {
@@ -197,14 +210,14 @@ impl Sink {
 
     /// Carries a decision out: the shard stands at the checkpoint from now on, before that source. What was copied
     /// before is worth nothing if it begins anew, and taken for whole from the slot's beginning on if the loss was
-    /// accepted. Says who decided it, and why.
+    /// accepted. Says who decided it, and why; and what was carried out with it.
     pub async fn begin_as_decided(
         &mut self,
         decision: Decision,
         checkpoint: &Checkpoint,
         source: &SourceIdentity,
         is_new_slot: bool,
-    ) -> Result<String, Failure> {
+    ) -> Result<(String, Decisions), Failure> {
         let doing = "carrying out what was decided";
         let transaction = fenced_transaction(&mut self.session, &self.run, doing).await?;
         let owner = (&self.owner.uid, self.run.shard);
@@ -224,13 +237,13 @@ impl Sink {
             }
             let by = record(&transaction, owner, decision, end).await?;
             stand(&transaction, owner, checkpoint, source).await?;
-            Ok(by)
+            Ok((by, carried_out(&transaction, owner).await?))
         };
-        let by = begin.await.map_err(|error: Error| failed(&error, doing))?;
+        let carried_out = begin.await.map_err(|error: Error| failed(&error, doing))?;
         reach(Point::BeforeFirstCheckpoint)?;
         transaction.commit().await.map_err(|error| failed(&error, doing))?;
         reach(Point::AfterFirstCheckpoint)?;
-        Ok(by)
+        Ok(carried_out)
     }
 }
 

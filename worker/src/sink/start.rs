@@ -1,6 +1,6 @@
 //! The beginning of a run: take the fence from whoever has it, and read where the sink stands.
 
-use penstock_crds::report::Reason;
+use penstock_crds::report::{Decisions, Reason};
 use penstock_crds::spec::SessionReplicationRole;
 use postgres_types::PgLsn;
 use tokio_postgres::{Row, Transaction};
@@ -34,6 +34,8 @@ pub struct Started {
     pub source: LogIdentity,
     /// The last mark that was read of it.
     pub heartbeat: Option<Heartbeat>,
+    /// What was decided about dead ends of the shard and carried out.
+    pub decisions: Decisions,
 }
 
 /// The server that is written to.
@@ -396,6 +398,7 @@ async fn bump(
         slot: row.try_get(3)?,
         source,
         heartbeat: heartbeat::read(&row)?,
+        decisions: dead_end::carried_out(transaction, (&owner.uid, shard)).await?,
     };
     Ok((run, started))
 }

@@ -7,11 +7,12 @@ use k8s_openapi::api::core::v1::{PodTemplateSpec, ResourceRequirements};
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use penstock_crds::names::ANNOTATION_COMPARE_SOURCE;
+use penstock_crds::report::Decisions;
 
 use super::config::compared_spec;
 use super::pod::{container, folder_arguments, pod_spec};
 use super::{Manifest, labels, metadata};
-use crate::names::{ANNOTATION_SPEC, Component};
+use crate::names::{ANNOTATION_DECISIONS, ANNOTATION_SPEC, Component};
 use crate::plan::PlanError;
 use crate::world::{KnownRevision, World};
 
@@ -20,7 +21,8 @@ const TERMINATION_MESSAGE: &str = "/dev/termination-log";
 /// How long a Job that has ended is kept, if no other comparison begins: its log names the rows that differ.
 const KEPT_SECONDS: i32 = 3600;
 
-/// The Job that compares the sink with the source, for this token of the annotation if there is one.
+/// The Job that compares the sink with the source, for this token of the annotation if there is one. It keeps what was
+/// decided about dead ends before it began.
 ///
 /// One pod and one attempt: what it found is its exit code, too, and a second attempt would read every row again.
 pub(crate) fn comparison_job(
@@ -28,6 +30,7 @@ pub(crate) fn comparison_job(
     revision: &KnownRevision,
     name: &str,
     token: Option<&str>,
+    decisions: &[Decisions],
 ) -> Result<Manifest, PlanError> {
     let mut args: Vec<String> = ["compare", "--source", "--format", "json"].map(str::to_owned).into();
     args.extend(["--termination-message".to_owned(), TERMINATION_MESSAGE.to_owned()]);
@@ -43,6 +46,9 @@ pub(crate) fn comparison_job(
     let mut metadata = metadata(world, name.to_owned(), Component::Comparison, Some(&revision.name));
     let mut annotations = BTreeMap::from([(ANNOTATION_SPEC.to_owned(), compared_spec(world, revision)?)]);
     annotations.extend(token.map(|token| (ANNOTATION_COMPARE_SOURCE.to_owned(), token.to_owned())));
+    if !decisions.is_empty() {
+        annotations.insert(ANNOTATION_DECISIONS.to_owned(), serde_json::to_string(decisions)?);
+    }
     metadata.annotations = Some(annotations);
     Ok(Manifest::Comparison(Box::new(Job {
         metadata,

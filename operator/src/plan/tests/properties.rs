@@ -1,7 +1,7 @@
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use penstock_crds::comparison::{ComparisonResult, ComparisonVerdict, LastComparison};
 use penstock_crds::names::ANNOTATION_COMPARE_SOURCE;
-use penstock_crds::report::{Problem, Reason, WorkerPhase};
+use penstock_crds::report::{Decisions, Problem, Reason, WorkerPhase};
 use penstock_crds::revision::RevisionName;
 use penstock_crds::spec::DeletionPolicy;
 use penstock_crds::status::CdcPipelineStatus;
@@ -27,6 +27,14 @@ fn phase() -> impl Strategy<Value = WorkerPhase> {
     ]
 }
 
+fn decisions() -> impl Strategy<Value = Option<Decisions>> {
+    prop_oneof![
+        1 => Just(None),
+        4 => Just(Some(Decisions::default())),
+        2 => Just(Some(Decisions { count: 1, last_micros: 5 })),
+    ]
+}
+
 fn answer() -> impl Strategy<Value = Answer> {
     let problem = prop_oneof![
         3 => Just(None),
@@ -36,8 +44,9 @@ fn answer() -> impl Strategy<Value = Answer> {
     prop_oneof![
         1 => Just(Answer::NotRunning),
         1 => Just(Answer::Silent { error: "refused".into() }),
-        6 => (phase(), problem, prop::sample::select(vec![0_i64, 14, 16])).prop_map(|(phase, problem, age)| {
+        6 => (phase(), problem, decisions(), prop::sample::select(vec![0_i64, 14, 16])).prop_map(|(phase, problem, decisions, age)| {
             let mut report = report(&RevisionName("r".into()), 0, phase);
+            report.decisions = decisions;
             report.problem = problem.map(|reason| Problem { reason, message: "so".into() });
             Answer::Report { report: Box::new(report), at: now() - jiff::SignedDuration::from_secs(age) }
         }),
@@ -97,7 +106,9 @@ struct Comparisons {
     is_asked: bool,
     is_scheduled: bool,
     is_refused: bool,
+    due: Option<i64>,
     recorded: Option<(bool, ComparisonResult)>,
+    decisions: Option<Decisions>,
     jobs: Vec<AnyJob>,
 }
 
@@ -120,10 +131,13 @@ prop_compose! {
         is_asked: bool,
         is_scheduled: bool,
         is_refused in prop::bool::weighted(0.2),
+        // In seconds: just now, late in its turn, and while nobody looked.
+        due in prop::option::of(prop::sample::select(vec![1_i64, 1900, 7200])),
         recorded in prop::option::of((any::<bool>(), result())),
+        decisions in decisions(),
         jobs in prop::collection::vec(any_job(), 0..3),
     ) -> Comparisons {
-        Comparisons { is_asked, is_scheduled, is_refused, recorded, jobs }
+        Comparisons { is_asked, is_scheduled, is_refused, due, recorded, decisions, jobs }
     }
 }
 
@@ -148,10 +162,14 @@ fn with_comparisons(mut world: World, given: Comparisons) -> World {
         spec: if is_current { spec.clone() } else { "another".into() },
         job: "inventory-compare-0".into(),
         token: None,
+        decisions: given.decisions.into_iter().collect(),
         result,
         failure: None,
     });
-    world.pipeline.status = Some(CdcPipelineStatus { source_comparison, ..CdcPipelineStatus::default() });
+    let source_comparison_due =
+        given.due.map(|seconds| Time(world.now - jiff::SignedDuration::from_secs(seconds)));
+    world.pipeline.status =
+        Some(CdcPipelineStatus { source_comparison, source_comparison_due, ..CdcPipelineStatus::default() });
     let Some(revision) = world.revisions.first() else { return world };
     world.comparisons = given
         .jobs
@@ -163,6 +181,7 @@ fn with_comparisons(mut world: World, given: Comparisons) -> World {
             revision: revision.name.clone(),
             spec: if job.is_current { spec.clone() } else { "another".into() },
             token: given.is_asked.then(|| "t-1".into()),
+            decisions: given.decisions.into_iter().collect(),
             // Not on the very millisecond at which it is given up.
             created: world.now - jiff::SignedDuration::from_millis(job.age * 1000 + 500),
             timeout: Some(jiff::SignedDuration::from_hours(6)),
@@ -334,6 +353,16 @@ proptest! {
         let last = status.source_comparison.as_ref().filter(|last| last.spec == present);
         let verdict = last.map(|last| last.result.verdict);
         prop_assert!(!says("True") || verdict == Some(ComparisonVerdict::Equal));
+        let noted = |shard: u16| {
+            let noted = last.and_then(|last| last.decisions.get(usize::from(shard)));
+            Some(noted.copied().unwrap_or_default())
+        };
+        let target = target_revision(&world.pipeline).unwrap();
+        let pods: Vec<&WorkerPod> = world.pods.iter().filter(|pod| pod.revision == target && !pod.is_deleting).collect();
+        for pod in pods.iter().filter(|pod| pods.iter().filter(|other| other.shard == pod.shard).count() == 1) {
+            let decisions = pod.report(world.now).and_then(|report| report.decisions);
+            prop_assert!(!says("True") || decisions == noted(pod.shard));
+        }
         prop_assert!(!says("False") || verdict == Some(ComparisonVerdict::Different));
     }
 

@@ -7,7 +7,9 @@ use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use penstock_crds::CdcPipeline;
 use penstock_crds::names::{self, FINALIZER};
-use penstock_crds::report::{Lag, Problem, Reachability, Reason, Report, SnapshotProgress, WorkerPhase};
+use penstock_crds::report::{
+    Decisions, Lag, Problem, Reachability, Reason, Report, SnapshotProgress, WorkerPhase,
+};
 use penstock_crds::revision::{DataAffecting, MintedRevision, RevisionName};
 
 use crate::plan::manifests::workers_made_from;
@@ -165,6 +167,7 @@ pub(crate) fn report(revision: &RevisionName, shard: u16, phase: WorkerPhase) ->
         source: Reachability::Reachable,
         sink: Reachability::Reachable,
         resnapshot: None,
+        decisions: Some(Decisions::default()),
         snapshot: Some(SnapshotProgress {
             tables: 3,
             tables_copied: if is_copied { 3 } else { 1 },
