@@ -8,6 +8,7 @@ use tokio_postgres::Client;
 use super::catalogue::find_tables;
 use super::error::SourceError;
 use super::publication::{PublicationName, carried_tables};
+use crate::change::PublishedAs;
 use crate::change::table::{SourceTable, TableName};
 
 /// Tables as they are followed: what [`drift`] compares with.
@@ -16,7 +17,7 @@ pub struct Followed {
     /// As they were inspected.
     pub tables: Vec<SourceTable>,
     /// As the publication carried them.
-    pub carried: BTreeMap<TableName, u32>,
+    pub carried: BTreeMap<TableName, PublishedAs>,
 }
 
 /// What is no longer as it was, as a clause; `None` while all is. Names are given anew, so tables are told apart by
