@@ -43,6 +43,13 @@ pub struct ShapePart {
     pub id: u32,
     /// The file of the rows: another one after every rewrite, also after VACUUM FULL, CLUSTER and TRUNCATE.
     pub file: u32,
+    /// OID of its TOAST table; 0 without one. ALTER TABLE that gives it a new file makes this anew, the other commands do
+    /// not.
+    #[serde(default)]
+    pub toast: u32,
+    /// OIDs of its own entries in publications, any of which keeps it from being set UNLOGGED.
+    #[serde(default)]
+    pub entries: Vec<u32>,
     /// Its columns.
     pub columns: Vec<PartColumn>,
 }
@@ -80,6 +87,14 @@ impl TableShape {
     /// The column of that number.
     pub fn column(&self, number: i16) -> Option<&ShapeColumn> {
         self.columns.iter().find(|column| column.number == number)
+    }
+
+    /// The same, but for how its parts are published, which says nothing of columns and rows.
+    #[must_use]
+    pub fn without_entries(&self) -> Self {
+        let mut shape = self.clone();
+        shape.parts.iter_mut().for_each(|part| part.entries.clear());
+        shape
     }
 
     /// Whether the stream describes the table like this.

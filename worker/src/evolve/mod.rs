@@ -12,7 +12,7 @@ mod widen;
 
 pub use widen::widens;
 
-use rewrite::{is_rewritten, value_of_existing_rows};
+use rewrite::{is_rewritten, may_have_been_unlogged, value_of_existing_rows};
 use widen::keeps_text;
 
 use crate::change::{Relation, RelationColumn, ShapeColumn, ShapePart, TableShape};
@@ -101,6 +101,11 @@ pub fn explain(
     }
     if is_rewritten(recorded, present) {
         return Explanation::Unknown("its rows were rewritten by ALTER TABLE".to_owned());
+    }
+    if may_have_been_unlogged(recorded, present) {
+        let why =
+            "its rows have a new file, and while the table was UNLOGGED nothing was sent of what was written";
+        return Explanation::Unknown(why.to_owned());
     }
     match between(recorded, present, relation) {
         Ok(change) => Explanation::Known(change),
@@ -222,9 +227,10 @@ fn parts_before(
     let is_earlier =
         |name: &str| !present.columns.iter().any(|column| column.name == name && is_later(column.number));
     let before = |now: &ShapePart| {
-        let file = recorded.parts.iter().find(|before| before.id == now.id)?.file;
+        let ShapePart { file, toast, entries, .. } =
+            recorded.parts.iter().find(|before| before.id == now.id)?.clone();
         let columns = now.columns.iter().filter(|column| is_earlier(&column.name)).cloned().collect();
-        Some(ShapePart { id: now.id, file, columns })
+        Some(ShapePart { id: now.id, file, toast, entries, columns })
     };
     present.parts.iter().filter_map(before).collect()
 }

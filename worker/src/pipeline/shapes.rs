@@ -137,7 +137,10 @@ pub(super) async fn check_unchanged(
 ) -> Result<(), Failure> {
     let ids: Vec<RelationId> = tables.iter().map(|table| table.id).collect();
     let now = source::shapes(session, &ids).await?;
-    let is_other = |table: &&SourceTable| now.get(&table.id) != shapes.get(&table.id);
+    let is_other = |table: &&SourceTable| {
+        let of = |shapes: &source::Shapes| shapes.get(&table.id).map(TableShape::without_entries);
+        of(&now) != of(shapes)
+    };
     match tables.iter().find(is_other) {
         None => Ok(()),
         Some(table) => Err(altered(&table.name)),

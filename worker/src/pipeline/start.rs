@@ -165,6 +165,7 @@ pub(super) async fn assign(
     } else {
         wait_for_assignment(context, source, fenced).await?
     };
+    source::refresh_entries(&source.session, &mut source.shapes).await?;
     let all = &source.inspection.tables;
     let tables: Vec<SourceTable> =
         all.iter().filter(|table| assignment.get(&table.name) == Some(&shard)).cloned().collect();

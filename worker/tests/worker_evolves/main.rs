@@ -9,3 +9,4 @@ mod order;
 mod relaxing;
 mod rewrites;
 mod support;
+mod unlogged;
