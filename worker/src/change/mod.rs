@@ -18,4 +18,4 @@ pub use lsn::{InvalidLsn, Lsn, Position};
 pub use published_as::PublishedAs;
 pub use relation::{Relation, RelationColumn, RelationId, ReplicaIdentity};
 pub use row::{Change, OldRow, Row, Value};
-pub use shape::{PartColumn, PresentTable, ShapeColumn, ShapePart, TableShape};
+pub use shape::{PartColumn, PresentTable, ShapeColumn, ShapeLabel, ShapePart, TableShape};

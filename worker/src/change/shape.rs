@@ -15,6 +15,20 @@ pub struct TableShape {
     pub last_number: i16,
     /// What holds the rows: the table, or its partitions.
     pub parts: Vec<ShapePart>,
+    /// Labels of the enum types that its columns are made of.
+    #[serde(default)]
+    pub labels: Vec<ShapeLabel>,
+}
+
+/// A label of an enum type.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ShapeLabel {
+    /// OID: stays with the label when it is renamed.
+    pub id: u32,
+    /// OID of the type.
+    pub type_oid: u32,
+    /// As it is written.
+    pub label: String,
 }
 
 /// A column.
@@ -89,10 +103,10 @@ impl TableShape {
         self.columns.iter().find(|column| column.number == number)
     }
 
-    /// The same, but for how its parts are published, which says nothing of columns and rows.
+    /// The same, but for what says nothing of the rows: how its parts are published, and which labels there are.
     #[must_use]
-    pub fn without_entries(&self) -> Self {
-        let mut shape = self.clone();
+    pub fn of_rows(&self) -> Self {
+        let mut shape = Self { labels: Vec::new(), ..self.clone() };
         shape.parts.iter_mut().for_each(|part| part.entries.clear());
         shape
     }

@@ -1,5 +1,5 @@
 use super::*;
-use crate::change::{PartColumn, RelationColumn, RelationId, ReplicaIdentity, ShapePart};
+use crate::change::{PartColumn, RelationColumn, RelationId, ReplicaIdentity, ShapeLabel, ShapePart};
 use proptest::prelude::*;
 
 const INT: u32 = 23;
@@ -136,6 +136,7 @@ impl Source {
         };
         TableShape {
             columns: self.columns.iter().map(column).collect(),
+            labels: Vec::new(),
             last_number: self.last_number,
             parts: vec![ShapePart {
                 id: 1,
@@ -285,6 +286,24 @@ fn a_new_file_of_a_table_that_nothing_keeps_from_being_unlogged_is_unknown() {
     let mut vacuumed = before.clone();
     vacuumed.vacuum_full();
     assert!(is_unknown(&before, &vacuumed), "without a TOAST table nobody can tell");
+}
+
+#[test]
+fn a_renamed_label_is_told_from_an_added_one_and_not_forgotten_while_rows_of_before_come() {
+    let mut source = Source::new(&["id"]);
+    let label = |id, label: &str| ShapeLabel { id, type_oid: 50, label: label.to_owned() };
+    let recorded = TableShape { labels: vec![label(1, "a")], ..source.shape() };
+    let added = TableShape { labels: vec![label(1, "a"), label(2, "z")], ..source.shape() };
+    let present = explain(&recorded, &added, &source.relation(), Occasion::Present);
+    let Explanation::Known(change) = present else { panic!("{present:?}") };
+    assert_eq!(change.shape, Some(added));
+    source.add("more", INT, None);
+    let renamed = TableShape { labels: vec![label(1, "z")], ..source.shape() };
+    let rows = explain(&recorded, &renamed, &source.relation(), Occasion::Rows);
+    let Explanation::Known(change) = rows else { panic!("{rows:?}") };
+    assert_eq!(change.shape.unwrap().labels, recorded.labels);
+    let present = explain(&recorded, &renamed, &source.relation(), Occasion::Present);
+    assert!(matches!(present, Explanation::Unknown(_)), "{present:?}");
 }
 
 #[test]

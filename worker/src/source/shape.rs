@@ -15,7 +15,7 @@ use super::catalogue::{describe, tables_of};
 use super::error::SourceError;
 use super::ranges::WATERMARK_PREFIX;
 use crate::change::table::TableName;
-use crate::change::{PartColumn, PresentTable, RelationId, ShapeColumn, ShapePart, TableShape};
+use crate::change::{PartColumn, PresentTable, RelationId, ShapeColumn, ShapeLabel, ShapePart, TableShape};
 use crate::failure::Failure;
 
 /// By table.
@@ -33,6 +33,22 @@ JOIN pg_catalog.pg_class AS class ON class.oid = tree.id
 JOIN pg_catalog.pg_attribute AS a ON a.attrelid = class.oid AND a.attnum > 0 AND NOT a.attisdropped
 LEFT JOIN pg_catalog.pg_attrdef AS d ON d.adrelid = a.attrelid AND d.adnum = a.attnum
 ORDER BY root.id, class.oid, a.attnum";
+
+/// One row per label of each enum type that the columns of each table are made of. No server brings one along.
+const LABELS: &str = "
+WITH RECURSIVE part (root, id) AS (
+    SELECT a.attrelid, a.atttypid FROM pg_catalog.pg_attribute AS a
+    WHERE a.attrelid = ANY ($1) AND a.attnum > 0 AND NOT a.attisdropped AND a.atttypid >= 16384
+  UNION
+    SELECT part.root, next.id FROM part JOIN pg_catalog.pg_type AS t ON t.oid = part.id
+    CROSS JOIN LATERAL (
+        SELECT t.typbasetype AS id UNION ALL SELECT t.typelem
+        UNION ALL SELECT r.rngsubtype FROM pg_catalog.pg_range AS r WHERE t.oid IN (r.rngtypid, r.rngmultitypid)
+        UNION ALL SELECT a.atttypid FROM pg_catalog.pg_attribute AS a
+            WHERE a.attrelid = t.typrelid AND a.attnum > 0 AND NOT a.attisdropped) AS next
+    WHERE next.id >= 16384)
+SELECT part.root, label.oid, label.enumtypid, label.enumlabel::text
+FROM part JOIN pg_catalog.pg_enum AS label ON label.enumtypid = part.id ORDER BY part.root, label.oid";
 
 /// The shapes of tables, all at one moment. One that is gone is left out.
 pub async fn shapes(client: &Client, ids: &[RelationId]) -> Result<Shapes, SourceError> {
@@ -73,6 +89,12 @@ pub async fn shapes(client: &Client, ids: &[RelationId]) -> Result<Shapes, Sourc
                 entries: row.get(15),
                 columns: vec![column],
             }),
+        }
+    }
+    let failed = |error: tokio_postgres::Error| SourceError::sql(&error, "reading the labels of its types");
+    for row in client.query(LABELS, &[&ids]).await.map_err(failed)? {
+        if let Some(shape) = shapes.get_mut(&RelationId(row.get(0))) {
+            shape.labels.push(ShapeLabel { id: row.get(1), type_oid: row.get(2), label: row.get(3) });
         }
     }
     Ok(shapes)

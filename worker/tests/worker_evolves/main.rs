@@ -5,6 +5,7 @@ mod additions;
 #[path = "../common/mod.rs"]
 mod common;
 mod decisions;
+mod labels;
 mod order;
 mod relaxing;
 mod rewrites;
