@@ -225,3 +225,37 @@ async fn rows_whose_new_values_nobody_knows_are_copied_again_as_advised_or_when_
     }
     Ok(())
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_dropped_table_is_told_and_its_rows_stay_in_the_sink() -> Result<()> {
+    let mut rig = rig(&["public.a", "public.b"]).await?;
+    let mut worker = streaming(&rig).await?;
+    rig.on_source("DROP TABLE b; INSERT INTO a VALUES (2)").await?;
+    worker.wait_for_output("No table of the source matches public.b").await?;
+    ensure!(rig.sink_value("SELECT count(*) FROM b").await? == "1", "rows that the source dropped are gone");
+    worker.terminate()?;
+    rig.manifest["spec"]["source"]["postgres"]["tables"] = json!(["public.a"]);
+    let _worker = streaming(&rig).await?;
+    rig.on_source("INSERT INTO a VALUES (3)").await?;
+    rig.wait_for("SELECT count(*) FROM a", "3").await?;
+    ensure!(rig.sink_value("SELECT count(*) FROM b").await? == "1");
+    ensure!(
+        rig.sink_value("SELECT count(*) FROM penstock.table_state").await? == "1",
+        "it is still followed"
+    );
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_dropped_table_that_a_wildcard_named_stops_nothing() -> Result<()> {
+    let rig = rig(&["public.*"]).await?;
+    let worker = streaming(&rig).await?;
+    rig.on_source("INSERT INTO b VALUES (2); DROP TABLE b").await?;
+    worker.wait_for_output("the table public.b was dropped").await?;
+    rig.on_source("INSERT INTO a VALUES (2)").await?;
+    rig.wait_for("SELECT count(*) FROM a", "2").await?;
+    rig.wait_for("SELECT count(*) FROM penstock.table_state", "1").await?;
+    ensure!(rig.sink_value("SELECT count(*) FROM b").await? == "2", "what was written before is not there");
+    ensure!(!worker.output()?.contains("TableMissing"), "a person was asked");
+    Ok(())
+}
