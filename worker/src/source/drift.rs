@@ -8,8 +8,8 @@ use tokio_postgres::Client;
 use super::catalogue::find_tables;
 use super::error::SourceError;
 use super::publication::{PublicationName, carried_tables};
+use crate::change::PublishedAs;
 use crate::change::table::{SourceTable, TableName};
-use crate::change::{PublishedAs, ReplicaIdentity};
 
 /// Tables as they are followed: what [`drift`] compares with.
 #[derive(Clone, Debug)]
@@ -58,44 +58,35 @@ pub async fn drift(
 }
 
 /// Tables of which a part cannot be followed like the others: it is UNLOGGED, and nothing that is written there is in
-/// the log, or its changes name rows in another way.
+/// the log, or its changes name rows in another way than those of its table. That of the table is told by the stream.
 async fn odd_parts(client: &Client, tables: &[SourceTable]) -> Result<Option<Drift>, SourceError> {
     let ids: Vec<u32> = tables.iter().map(|table| table.id.0).collect();
-    let identities: Vec<&str> = tables.iter().map(|table| identity_letter(table.replica_identity)).collect();
     let rows = client
         .query(
-            "SELECT root.id, n.nspname::text, c.relname::text, c.relpersistence <> 'p' AS is_unlogged \
-             FROM ROWS FROM ( \
-               pg_catalog.unnest($1::oid[]), pg_catalog.unnest($2::text[])) AS root (id, identity) \
-             CROSS JOIN LATERAL (SELECT root.id UNION SELECT relid FROM pg_catalog.pg_partition_tree(root.id)) AS tree (id) \
+            "SELECT root.oid, n.nspname::text, c.relname::text, c.relpersistence <> 'p' AS is_unlogged \
+             FROM pg_catalog.pg_class AS root \
+             CROSS JOIN LATERAL (SELECT root.oid AS id UNION SELECT relid FROM pg_catalog.pg_partition_tree(root.oid)) AS tree \
              JOIN pg_catalog.pg_class AS c ON c.oid = tree.id \
              JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace \
-             WHERE (c.relkind = 'r' AND c.relpersistence <> 'p') \
-               OR ((c.relkind = 'r' OR c.oid = root.id) AND c.relreplident::text <> root.identity) \
+             WHERE root.oid = ANY ($1) AND c.relkind = 'r' \
+               AND (c.relpersistence <> 'p' OR c.relreplident <> root.relreplident) \
              ORDER BY is_unlogged DESC, 2, 3",
-            &[&ids, &identities],
+            &[&ids],
         )
         .await
         .map_err(|error| SourceError::sql(&error, "looking at the parts of its tables"))?;
     let Some(first) = rows.first() else { return Ok(None) };
     let part = TableName::new(first.get::<_, String>(1), first.get::<_, String>(2));
     if !first.get::<_, bool>(3) {
-        return Ok(Some(Drift::of(format!("the table {part} got another replica identity"))));
+        return Ok(Some(Drift::of(format!(
+            "the table {part} has another replica identity than the table that it is a part of"
+        ))));
     }
     let is_lost = |table: &&SourceTable| {
         rows.iter().any(|row| row.get::<_, bool>(3) && row.get::<_, u32>(0) == table.id.0)
     };
     let lost = tables.iter().filter(is_lost).map(|table| table.name.clone()).collect();
     Ok(Some(Drift { what: format!("the table {part} was set UNLOGGED"), lost }))
-}
-
-fn identity_letter(identity: ReplicaIdentity) -> &'static str {
-    match identity {
-        ReplicaIdentity::Default => "d",
-        ReplicaIdentity::Nothing => "n",
-        ReplicaIdentity::Full => "f",
-        ReplicaIdentity::Index => "i",
-    }
 }
 
 /// The first table that does not have its name any more, and what happened to it.
