@@ -384,3 +384,39 @@ async fn tables_of_every_shape_are_taken_in_under_changes() -> Result<()> {
     rig.wait_until_caught_up().await?;
     rig.assert_equal(&tables).await
 }
+
+/// The connections of a first load to the source: that which made the slot and keeps its snapshot, that which keeps the tables
+/// from being rewritten, and those that read rows.
+const CONNECTIONS: [&str; 3] = [
+    "backend_type = 'walsender'",
+    "state = 'idle in transaction' AND query NOT LIKE 'COPY%'",
+    "query LIKE 'COPY%'",
+];
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_connection_that_is_cut_in_a_first_load_loses_nothing() -> Result<()> {
+    for connection in CONNECTIONS {
+        let rig = Rig::new(Version::V15, &["public.big", "public.more"]).await?;
+        rig.on_source(&format!(
+            "CREATE TABLE big (id int PRIMARY KEY, body text); CREATE TABLE more (id text PRIMARY KEY, body text);
+             INSERT INTO big SELECT g, repeat('x', 300) FROM generate_series(1, {ROWS}) g;
+             INSERT INTO more SELECT id::text, body FROM big"
+        ))
+        .await?;
+        let _worker = rig.start(0)?;
+        rig.wait_for("SELECT coalesce(sum(rows_copied), 0) > 0 FROM penstock.table_state", "t").await?;
+        let cut = format!(
+            "SELECT count(pg_terminate_backend(pid)) > 0 FROM pg_stat_activity \
+             WHERE application_name LIKE 'penstock%' AND datname = current_database() AND {connection}"
+        );
+        ensure!(rig.source_value(&cut).await? == "t", "no such connection: {connection}");
+        rig.on_source(
+            "UPDATE big SET body = 'changed' WHERE id % 100 = 1; DELETE FROM more WHERE id::int % 100 = 2; \
+             INSERT INTO more VALUES ('new', 'row')",
+        )
+        .await?;
+        rig.wait_until_caught_up().await?;
+        rig.assert_equal(&["big", "more"]).await?;
+    }
+    Ok(())
+}

@@ -139,3 +139,51 @@ async fn shards_divide_the_tables_and_join_what_foreign_keys_join() -> Result<()
     assert_eq!(rig.sink_value("SELECT count(DISTINCT shard) FROM penstock.assignment").await?, "2");
     Ok(())
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn rows_that_are_named_by_an_index_of_the_source_follow_it() -> Result<()> {
+    let rig = Rig::new(Version::V15, &["public.t"]).await?;
+    rig.on_source(
+        "CREATE TABLE t (a int NOT NULL, body text, b text NOT NULL); CREATE UNIQUE INDEX t_named ON t (b, a);
+         ALTER TABLE t REPLICA IDENTITY USING INDEX t_named; ALTER TABLE t ALTER body SET STORAGE EXTERNAL;
+         INSERT INTO t SELECT g, repeat('large ' || g, 2000), 'b' || g % 7 FROM generate_series(1, 200) g",
+    )
+    .await?;
+    let mut worker = rig.start(0)?;
+    worker.wait_for_output("streaming").await?;
+    rig.on_source(
+        "UPDATE t SET b = 'moved' WHERE a % 10 = 1; UPDATE t SET a = a + 1000 WHERE a % 10 = 2; DELETE FROM t WHERE a % 10 = 3",
+    )
+    .await?;
+    rig.wait_until_caught_up().await?;
+    rig.assert_equal(&["t"]).await?;
+    worker.kill()?;
+    rig.on_source("UPDATE t SET body = 'small' WHERE a % 10 = 4; UPDATE t SET b = 'again' WHERE a % 10 = 5; DELETE FROM t WHERE b = 'moved'")
+        .await?;
+    let _worker = rig.start(0)?;
+    rig.wait_until_caught_up().await?;
+    rig.assert_equal(&["t"]).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn children_by_inheritance_are_tables_of_their_own() -> Result<()> {
+    let rig = Rig::new(Version::V15, &["public.*"]).await?;
+    rig.on_source(
+        "CREATE TABLE parent (id int PRIMARY KEY, body text);
+         CREATE TABLE child (more int, PRIMARY KEY (id)) INHERITS (parent);
+         INSERT INTO parent SELECT g, 'parent' FROM generate_series(1, 10) g; INSERT INTO child VALUES (1, 'child', 1)",
+    )
+    .await?;
+    let worker = rig.start(0)?;
+    worker.wait_for_output("streaming").await?;
+    // Of both tables, with one statement each.
+    rig.on_source("UPDATE parent SET body = body || '!'; INSERT INTO child VALUES (2, 'child', 2); DELETE FROM parent WHERE id = 2")
+        .await?;
+    rig.wait_until_caught_up().await?;
+    for table in ["parent", "child"] {
+        let rows = |only: &str| format!("SELECT string_agg(t::text, ' ' ORDER BY id) FROM {only} {table} t");
+        let (source, sink) = (rig.source_value(&rows("ONLY")).await?, rig.sink_value(&rows("")).await?);
+        assert_eq!(source, sink, "{table}");
+    }
+    Ok(())
+}

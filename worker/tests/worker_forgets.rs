@@ -3,7 +3,7 @@
 
 mod common;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
 use common::{Rig, Worker};
 use penstock_e2e::postgres::Version;
 use serde_json::json;
@@ -65,6 +65,71 @@ async fn a_given_publication_that_lost_a_table_for_a_while_is_not_trusted_again(
     alter_publication(&rig, "ADD TABLE b").await?;
     rig.wait_for("SELECT string_agg(id::text, ' ' ORDER BY id) FROM b", "2").await?;
     rig.assert_equal(&["a", "b"]).await
+}
+
+/// What takes a table out of the publication of its schema, and what puts it back.
+const OUT_AND_BACK: [(&str, &str); 2] = [
+    (
+        "ALTER PUBLICATION given DROP TABLES IN SCHEMA public",
+        "ALTER PUBLICATION given ADD TABLES IN SCHEMA public",
+    ),
+    ("ALTER TABLE b SET SCHEMA elsewhere", "ALTER TABLE elsewhere.b SET SCHEMA public"),
+];
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_table_that_was_out_of_its_schemas_publication_while_no_worker_ran_is_copied_again() -> Result<()> {
+    for (out, back) in OUT_AND_BACK {
+        let mut rig = rig(&["public.a", "public.b"]).await?;
+        rig.on_source("CREATE SCHEMA elsewhere; CREATE PUBLICATION given FOR TABLES IN SCHEMA public")
+            .await?;
+        rig.manifest["spec"]["source"]["postgres"]["publication"] = json!("given");
+        let mut worker = streaming(&rig).await?;
+        worker.terminate()?;
+        rig.on_source(out).await?;
+        let path = "SET search_path = public, elsewhere";
+        rig.on_source(&format!("{path}; INSERT INTO b VALUES (2); DELETE FROM b WHERE id = 1")).await?;
+        rig.on_source(back).await?;
+        // What leaves the table where it is causes no copy.
+        rig.on_source("GRANT SELECT ON a TO PUBLIC; ALTER TABLE a SET (fillfactor = 90)").await?;
+        rig.on_sink("INSERT INTO a VALUES (77)").await?;
+        let _again = rig.start(0)?;
+        rig.wait_for("SELECT string_agg(id::text, ' ' ORDER BY id) FROM b", "2").await.context(out)?;
+        rig.wait_until_caught_up().await?;
+        if out.contains("SET SCHEMA") {
+            ensure!(rig.sink_value("SELECT count(*) FROM a").await? == "2", "{out}: copied for nothing");
+        } else {
+            rig.assert_equal(&["a", "b"]).await?;
+        }
+    }
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_start_copies_nothing_again_by_whichever_entry_a_table_is_published() -> Result<()> {
+    for version in [Version::V14, Version::V18] {
+        let all = ["FOR ALL TABLES", "FOR TABLE a, b", "FOR TABLES IN SCHEMA public"];
+        for selection in all.iter().filter(|of| version != Version::V14 || !of.contains("SCHEMA")) {
+            let mut rig = Rig::new(version, &["public.a", "public.b"]).await?;
+            rig.on_source(A_AND_B).await?;
+            rig.on_source(&format!("CREATE PUBLICATION given {selection}")).await?;
+            rig.manifest["spec"]["source"]["postgres"]["publication"] = json!("given");
+            let mut worker = streaming(&rig).await?;
+            worker.terminate()?;
+            rig.on_sink("INSERT INTO b VALUES (77)").await?;
+            rig.on_source("INSERT INTO b VALUES (2)").await?;
+            let mut worker = rig.start(0)?;
+            rig.wait_for("SELECT string_agg(id::text, ' ' ORDER BY id) FROM b", "1 2 77").await?;
+            // As an older worker noted it.
+            worker.terminate()?;
+            rig.on_sink("UPDATE penstock.assignment SET published_as = 0").await?;
+            rig.on_source("INSERT INTO b VALUES (3)").await?;
+            let _worker = rig.start(0)?;
+            rig.wait_for("SELECT string_agg(id::text, ' ' ORDER BY id) FROM b", "1 2 3 77").await?;
+            let noted = "SELECT count(*) FROM penstock.assignment WHERE published_as <> 0";
+            rig.wait_for(noted, "2").await?;
+        }
+    }
+    Ok(())
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -158,5 +223,39 @@ async fn rows_whose_new_values_nobody_knows_are_copied_again_as_advised_or_when_
         rig.wait_for("SELECT count(chance) FROM a", "2").await?;
         rig.assert_equal(&["a"]).await?;
     }
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_dropped_table_is_told_and_its_rows_stay_in_the_sink() -> Result<()> {
+    let mut rig = rig(&["public.a", "public.b"]).await?;
+    let mut worker = streaming(&rig).await?;
+    rig.on_source("DROP TABLE b; INSERT INTO a VALUES (2)").await?;
+    worker.wait_for_output("No table of the source matches public.b").await?;
+    ensure!(rig.sink_value("SELECT count(*) FROM b").await? == "1", "rows that the source dropped are gone");
+    worker.terminate()?;
+    rig.manifest["spec"]["source"]["postgres"]["tables"] = json!(["public.a"]);
+    let _worker = streaming(&rig).await?;
+    rig.on_source("INSERT INTO a VALUES (3)").await?;
+    rig.wait_for("SELECT count(*) FROM a", "3").await?;
+    ensure!(rig.sink_value("SELECT count(*) FROM b").await? == "1");
+    ensure!(
+        rig.sink_value("SELECT count(*) FROM penstock.table_state").await? == "1",
+        "it is still followed"
+    );
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_dropped_table_that_a_wildcard_named_stops_nothing() -> Result<()> {
+    let rig = rig(&["public.*"]).await?;
+    let worker = streaming(&rig).await?;
+    rig.on_source("INSERT INTO b VALUES (2); DROP TABLE b").await?;
+    worker.wait_for_output("the table public.b was dropped").await?;
+    rig.on_source("INSERT INTO a VALUES (2)").await?;
+    rig.wait_for("SELECT count(*) FROM a", "2").await?;
+    rig.wait_for("SELECT count(*) FROM penstock.table_state", "1").await?;
+    ensure!(rig.sink_value("SELECT count(*) FROM b").await? == "2", "what was written before is not there");
+    ensure!(!worker.output()?.contains("TableMissing"), "a person was asked");
     Ok(())
 }

@@ -15,6 +15,20 @@ pub struct TableShape {
     pub last_number: i16,
     /// What holds the rows: the table, or its partitions.
     pub parts: Vec<ShapePart>,
+    /// Labels of the enum types that its columns are made of.
+    #[serde(default)]
+    pub labels: Vec<ShapeLabel>,
+}
+
+/// A label of an enum type.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ShapeLabel {
+    /// OID: stays with the label when it is renamed.
+    pub id: u32,
+    /// OID of the type.
+    pub type_oid: u32,
+    /// As it is written.
+    pub label: String,
 }
 
 /// A column.
@@ -43,6 +57,13 @@ pub struct ShapePart {
     pub id: u32,
     /// The file of the rows: another one after every rewrite, also after VACUUM FULL, CLUSTER and TRUNCATE.
     pub file: u32,
+    /// OID of its TOAST table; 0 without one. ALTER TABLE that gives it a new file makes this anew, the other commands do
+    /// not.
+    #[serde(default)]
+    pub toast: u32,
+    /// OIDs of its own entries in publications, any of which keeps it from being set UNLOGGED.
+    #[serde(default)]
+    pub entries: Vec<u32>,
     /// Its columns.
     pub columns: Vec<PartColumn>,
 }
@@ -80,6 +101,14 @@ impl TableShape {
     /// The column of that number.
     pub fn column(&self, number: i16) -> Option<&ShapeColumn> {
         self.columns.iter().find(|column| column.number == number)
+    }
+
+    /// The same, but for what says nothing of the rows: how its parts are published, and which labels there are.
+    #[must_use]
+    pub fn of_rows(&self) -> Self {
+        let mut shape = Self { labels: Vec::new(), ..self.clone() };
+        shape.parts.iter_mut().for_each(|part| part.entries.clear());
+        shape
     }
 
     /// Whether the stream describes the table like this.

@@ -16,7 +16,7 @@ use super::table::{self, Ends};
 use super::verdict::{Difference, TableResult};
 use super::{Request, Round, window};
 use crate::change::table::TableName;
-use crate::change::{Lsn, RelationId};
+use crate::change::{Lsn, PublishedAs, RelationId};
 use crate::failure::Failure;
 use crate::postgres::{End, Session};
 use crate::settings::Pipeline;
@@ -164,7 +164,7 @@ async fn carried_now(
     pipeline: &Pipeline,
     publication: &PublicationName,
     inspection: &Inspection,
-) -> Result<BTreeMap<TableName, u32>, Failure> {
+) -> Result<BTreeMap<TableName, PublishedAs>, Failure> {
     let endpoint = &pipeline.source;
     let session = endpoint
         .connect("penstock compare")

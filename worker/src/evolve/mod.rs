@@ -5,17 +5,19 @@
 //! in between. Columns are told apart by their numbers, which are given once. Where more than one history would look
 //! the same, that is said, and nothing is guessed.
 
+mod labels;
 mod rewrite;
 #[cfg(test)]
 mod tests;
 mod widen;
 
+pub use labels::{RenamedLabel, renamed_labels};
 pub use widen::widens;
 
-use rewrite::{is_rewritten, value_of_existing_rows};
+use rewrite::{is_rewritten, may_have_been_unlogged, value_of_existing_rows};
 use widen::keeps_text;
 
-use crate::change::{Relation, RelationColumn, ShapeColumn, ShapePart, TableShape};
+use crate::change::{Relation, RelationColumn, ShapeColumn, ShapeLabel, ShapePart, TableShape};
 
 /// Why the next rows are looked at.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -102,7 +104,23 @@ pub fn explain(
     if is_rewritten(recorded, present) {
         return Explanation::Unknown("its rows were rewritten by ALTER TABLE".to_owned());
     }
-    match between(recorded, present, relation) {
+    if may_have_been_unlogged(recorded, present) {
+        let why =
+            "its rows have a new file, and while the table was UNLOGGED nothing was sent of what was written";
+        return Explanation::Unknown(why.to_owned());
+    }
+    let labels = match occasion {
+        // Those of the rows may be of before.
+        Occasion::Rows => &recorded.labels,
+        Occasion::Present => &present.labels,
+    };
+    if let (Occasion::Present, Some(renamed)) = (occasion, renamed_labels(recorded, present).first()) {
+        let RenamedLabel { from, to, .. } = renamed;
+        return Explanation::Unknown(format!(
+            "the label '{from}' of a type of its columns was renamed to '{to}'"
+        ));
+    }
+    match between(recorded, present, relation, labels) {
         Ok(change) => Explanation::Known(change),
         Err(why) => Explanation::Unknown(why),
     }
@@ -207,6 +225,7 @@ fn shape_of_rows(
     columns.sort_unstable_by_key(|column| column.number);
     Ok(TableShape {
         columns,
+        labels: Vec::new(),
         last_number: end.map_or(present.last_number, |end| end - 1),
         parts: if end.is_some() { parts_before(recorded, present, is_later) } else { present.parts.clone() },
     })
@@ -222,9 +241,10 @@ fn parts_before(
     let is_earlier =
         |name: &str| !present.columns.iter().any(|column| column.name == name && is_later(column.number));
     let before = |now: &ShapePart| {
-        let file = recorded.parts.iter().find(|before| before.id == now.id)?.file;
+        let ShapePart { file, toast, entries, .. } =
+            recorded.parts.iter().find(|before| before.id == now.id)?.clone();
         let columns = now.columns.iter().filter(|column| is_earlier(&column.name)).cloned().collect();
-        Some(ShapePart { id: now.id, file, columns })
+        Some(ShapePart { id: now.id, file, toast, entries, columns })
     };
     present.parts.iter().filter_map(before).collect()
 }
@@ -252,9 +272,15 @@ fn refuse_twins(recorded: &TableShape, present: &TableShape, found: &[Match<'_>]
     Ok(())
 }
 
-fn between(recorded: &TableShape, present: &TableShape, relation: &Relation) -> Result<Change, String> {
+fn between(
+    recorded: &TableShape,
+    present: &TableShape,
+    relation: &Relation,
+    labels: &[ShapeLabel],
+) -> Result<Change, String> {
     let found = matches(recorded, present, relation)?;
     let shape = shape_of_rows(recorded, present, relation, &found)?;
+    let shape = TableShape { labels: labels.to_vec(), ..shape };
     let mut columns = Vec::new();
     for column in shape.carried() {
         let now = present.column(column.number);

@@ -4,6 +4,9 @@
 //! other commands, one each: VACUUM FULL, CLUSTER and TRUNCATE give a new file; SET NOT NULL, SET DEFAULT and RENAME
 //! write descriptions. VACUUM FULL and CLUSTER also write those of columns that had a missing value, which they put
 //! into the rows; but they leave the default alone, which ALTER COLUMN … TYPE makes anew.
+//!
+//! SET UNLOGGED and SET LOGGED give a new file as well, and what is written in between is not in the log. Unlike VACUUM
+//! FULL, CLUSTER and TRUNCATE they make the TOAST table anew, where there is one.
 
 use crate::change::{PartColumn, ShapeColumn, ShapePart, TableShape};
 
@@ -20,6 +23,16 @@ pub(super) fn is_rewritten(recorded: &TableShape, present: &TableShape) -> bool 
                     .find(|other| other.number == column.number)
                     .is_some_and(|other| is_described_anew(column, other))
             })
+    })
+}
+
+/// Whether a table that holds rows may have been UNLOGGED for a while. The server refuses that for what a publication
+/// names; partitions, and tables that are published with all others or with their schema, are not named.
+pub(super) fn may_have_been_unlogged(recorded: &TableShape, present: &TableShape) -> bool {
+    pairs(recorded, present).any(|(before, now)| {
+        let is_rewritten_by_alter = before.toast != now.toast || now.toast == 0;
+        let was_named_meanwhile = before.entries.iter().any(|entry| now.entries.contains(entry));
+        before.file != now.file && is_rewritten_by_alter && !was_named_meanwhile
     })
 }
 

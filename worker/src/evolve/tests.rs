@@ -1,5 +1,5 @@
 use super::*;
-use crate::change::{PartColumn, RelationColumn, RelationId, ReplicaIdentity, ShapePart};
+use crate::change::{PartColumn, RelationColumn, RelationId, ReplicaIdentity, ShapeLabel, ShapePart};
 use proptest::prelude::*;
 
 const INT: u32 = 23;
@@ -10,6 +10,10 @@ struct Source {
     columns: Vec<Own>,
     last_number: i16,
     file: u32,
+    /// 0 without one.
+    toast: u32,
+    /// In publications.
+    entries: Vec<u32>,
     clock: u32,
 }
 
@@ -26,7 +30,8 @@ struct Own {
 
 impl Source {
     fn new(names: &[&str]) -> Self {
-        let mut source = Self { columns: Vec::new(), last_number: 0, file: 1, clock: 10 };
+        let mut source =
+            Self { columns: Vec::new(), last_number: 0, file: 1, toast: 1, entries: vec![1], clock: 10 };
         for name in names {
             source.add(name, INT, None);
         }
@@ -66,7 +71,7 @@ impl Source {
     /// ALTER COLUMN … TYPE … USING.
     fn rewrite(&mut self, name: &str) {
         let version = self.tick();
-        self.file = version;
+        self.new_file(version);
         let column = self.column(name);
         column.version = version;
         if column.default != 0 {
@@ -88,11 +93,26 @@ impl Source {
         }
     }
 
+    /// By ALTER TABLE.
+    fn new_file(&mut self, version: u32) {
+        self.file = version;
+        if self.toast != 0 {
+            self.toast = version;
+        }
+    }
+
+    /// SET UNLOGGED, and SET LOGGED.
+    fn unlog(&mut self) {
+        let version = self.tick();
+        self.new_file(version);
+        self.clear_missing(version);
+    }
+
     /// ADD COLUMN with a default that differs from row to row.
     fn add_volatile(&mut self, name: &str) {
         self.add(name, INT, None);
         let version = self.tick();
-        self.file = version;
+        self.new_file(version);
         self.column(name).default = version;
         self.clear_missing(version);
     }
@@ -116,10 +136,13 @@ impl Source {
         };
         TableShape {
             columns: self.columns.iter().map(column).collect(),
+            labels: Vec::new(),
             last_number: self.last_number,
             parts: vec![ShapePart {
                 id: 1,
                 file: self.file,
+                toast: self.toast,
+                entries: self.entries.clone(),
                 columns: self.columns.iter().map(part).collect(),
             }],
         }
@@ -242,11 +265,53 @@ fn what_rewrites_rows_is_unknown_and_what_does_not_is_known() {
 }
 
 #[test]
+fn a_new_file_of_a_table_that_nothing_keeps_from_being_unlogged_is_unknown() {
+    let mut before = Source::new(&["id"]);
+    let toggled = |source: &Source| {
+        let mut toggled = source.clone();
+        toggled.unlog();
+        toggled
+    };
+    let is_unknown = |before: &Source, now: &Source| is_unknown(before, now, now, Occasion::Present);
+    assert!(!is_unknown(&before, &toggled(&before)), "named all the time: it was something else");
+    let mut named_anew = toggled(&before);
+    named_anew.entries = vec![2];
+    assert!(is_unknown(&before, &named_anew), "taken out of the publication, and put back");
+    before.entries.clear();
+    assert!(is_unknown(&before, &toggled(&before)));
+    let mut vacuumed = before.clone();
+    vacuumed.vacuum_full();
+    assert!(!is_unknown(&before, &vacuumed), "the TOAST table is the same: VACUUM FULL, CLUSTER or TRUNCATE");
+    before.toast = 0;
+    let mut vacuumed = before.clone();
+    vacuumed.vacuum_full();
+    assert!(is_unknown(&before, &vacuumed), "without a TOAST table nobody can tell");
+}
+
+#[test]
+fn a_renamed_label_is_told_from_an_added_one_and_not_forgotten_while_rows_of_before_come() {
+    let mut source = Source::new(&["id"]);
+    let label = |id, label: &str| ShapeLabel { id, type_oid: 50, label: label.to_owned() };
+    let recorded = TableShape { labels: vec![label(1, "a")], ..source.shape() };
+    let added = TableShape { labels: vec![label(1, "a"), label(2, "z")], ..source.shape() };
+    let present = explain(&recorded, &added, &source.relation(), Occasion::Present);
+    let Explanation::Known(change) = present else { panic!("{present:?}") };
+    assert_eq!(change.shape, Some(added));
+    source.add("more", INT, None);
+    let renamed = TableShape { labels: vec![label(1, "z")], ..source.shape() };
+    let rows = explain(&recorded, &renamed, &source.relation(), Occasion::Rows);
+    let Explanation::Known(change) = rows else { panic!("{rows:?}") };
+    assert_eq!(change.shape.unwrap().labels, recorded.labels);
+    let present = explain(&recorded, &renamed, &source.relation(), Occasion::Present);
+    assert!(matches!(present, Explanation::Unknown(_)), "{present:?}");
+}
+
+#[test]
 fn a_new_column_of_a_table_with_a_new_file_is_unknown_unless_its_value_is_there() {
     let before = Source::new(&["id"]);
     let mut volatile = before.clone();
     volatile.add("a", INT, None);
-    volatile.file = 77;
+    volatile.new_file(77);
     assert!(is_unknown(&before, &volatile, &volatile, Occasion::Rows));
     let mut vacuumed_first = before.clone();
     vacuumed_first.vacuum_full();
@@ -298,6 +363,7 @@ enum Ddl {
     AddVolatile(u8),
     Rewrite(u8),
     VacuumFull,
+    Unlog,
 }
 
 fn ddl() -> impl Strategy<Value = Ddl> {
@@ -309,6 +375,7 @@ fn ddl() -> impl Strategy<Value = Ddl> {
         2 => (name.clone(), name.clone()).prop_map(|(from, to)| Ddl::Rename(from, to)),
         1 => name.prop_map(Ddl::Rewrite),
         1 => Just(Ddl::VacuumFull),
+        1 => Just(Ddl::Unlog),
     ]
 }
 
@@ -340,7 +407,19 @@ fn perform(source: &mut Source, row: &mut BTreeMapOfValues, ddl: &Ddl) {
             row.insert(number, Some(format!("rewritten {clock}")));
         }
         Ddl::VacuumFull => source.vacuum_full(),
-        Ddl::Add(..) | Ddl::AddVolatile(_) | Ddl::Drop(_) | Ddl::Rename(..) | Ddl::Rewrite(_) => {}
+        Ddl::Unlog if source.entries.is_empty() => {
+            source.unlog();
+            let clock = source.clock;
+            for value in row.values_mut() {
+                *value = Some(format!("unlogged {clock}"));
+            }
+        }
+        Ddl::Unlog
+        | Ddl::Add(..)
+        | Ddl::AddVolatile(_)
+        | Ddl::Drop(_)
+        | Ddl::Rename(..)
+        | Ddl::Rewrite(_) => {}
     }
 }
 
@@ -351,8 +430,11 @@ proptest! {
 
     /// Whatever happens before and after the rows: what is called known is what a row of before holds, column by column.
     #[test]
-    fn what_is_known_is_true(before in proptest::collection::vec(ddl(), 0..4), after in proptest::collection::vec(ddl(), 0..4)) {
-        let recorded = Source::new(&["id", "c0", "c1"]);
+    fn what_is_known_is_true(before in proptest::collection::vec(ddl(), 0..4), after in proptest::collection::vec(ddl(), 0..4),
+                             is_named: bool, has_toast: bool) {
+        let mut recorded = Source::new(&["id", "c0", "c1"]);
+        recorded.entries = if is_named { vec![1] } else { Vec::new() };
+        recorded.toast = u32::from(has_toast);
         let values: BTreeMapOfValues = (1..=3).map(|number| (number, Some(format!("old {number}")))).collect();
         let (mut rows, mut row) = (recorded.clone(), values.clone());
         for ddl in &before {

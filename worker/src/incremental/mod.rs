@@ -144,6 +144,13 @@ fn merged(earlier: &Row, mut newer: Row) -> Row {
     newer
 }
 
+/// Whether the old row has every value that the new one leaves out. What is left out is large, and never NULL; the old row of
+/// a partition without FULL comes as a whole one if the partitioned table is FULL, with NULL in all columns but the key.
+fn is_whole(old: &Row, new: &Row) -> bool {
+    let mut pairs = new.0.iter().zip(&old.0);
+    pairs.all(|(new, old)| *new != Value::Unchanged || !matches!(old, Value::Null | Value::Unchanged))
+}
+
 /// What a change becomes where only some keys are held.
 fn within(change: Change, old_is_held: bool, new_is_held: bool) -> Verdict {
     match (change, old_is_held, new_is_held) {
@@ -151,7 +158,9 @@ fn within(change: Change, old_is_held: bool, new_is_held: bool) -> Verdict {
         (Change::Update { relation, old: Some(old), .. }, true, false) => {
             Verdict::Apply(Change::Delete { relation, old })
         }
-        (Change::Update { relation, old: Some(OldRow::Full(old)), new }, false, true) => {
+        (Change::Update { relation, old: Some(OldRow::Full(old)), new }, false, true)
+            if is_whole(&old, &new) =>
+        {
             Verdict::Apply(Change::Insert { relation, new: merged(&old, new) })
         }
         (Change::Update { new, .. }, false, true) if new.0.contains(&Value::Unchanged) => Verdict::CopyAgain,

@@ -124,6 +124,13 @@ fn an_unchanged_value_is_taken_from_the_row_that_was_read_or_sent() {
 }
 
 #[test]
+fn an_old_row_that_is_not_whole_gives_no_value_to_one_that_is_unchanged() {
+    let old = OldRow::Full(Row(vec![value(20), Value::Null]));
+    let moved = Change::Update { relation: T, old: Some(old), new: Row(vec![value(1), Value::Unchanged]) };
+    assert_eq!(table(Copied::UpTo(key(10))).take(7, moved).unwrap(), Verdict::CopyAgain);
+}
+
+#[test]
 fn a_key_that_names_the_rows_no_longer_is_noticed() {
     let mut changed = relation();
     changed.columns[0].is_key = false;

@@ -21,7 +21,7 @@ use super::start::{Assigned, Fenced, Source};
 use crate::batch::TableTraits;
 use crate::change::table::{SourceTable, TableName};
 use crate::change::{PresentTable, Relation, RelationId, TableShape};
-use crate::evolve::{Explanation, Occasion, explain};
+use crate::evolve::{Explanation, Occasion, explain, renamed_labels};
 use crate::failure::Failure;
 use crate::postgres::{End, Endpoint, Session};
 use crate::sink::{Foreseen, Reshaped, Rules, copy_needed};
@@ -94,8 +94,9 @@ pub(super) async fn look_back(
         if !fenced.sink.has_table(&table.name).await? {
             continue;
         }
+        fenced.sink.rename_labels(table, &renamed_labels(&known.shape, shape)).await?;
         if !is_followed {
-            fenced.sink.refuse_left_behind(&table.name, &known.shape, shape).await?;
+            fenced.sink.refuse_left_behind(table, &known.shape, shape).await?;
             continue;
         }
         let present = PresentTable { table: table.clone(), shape: shape.clone() };
@@ -137,7 +138,11 @@ pub(super) async fn check_unchanged(
 ) -> Result<(), Failure> {
     let ids: Vec<RelationId> = tables.iter().map(|table| table.id).collect();
     let now = source::shapes(session, &ids).await?;
-    let is_other = |table: &&SourceTable| now.get(&table.id) != shapes.get(&table.id);
+    let is_other = |table: &&SourceTable| {
+        let of = |shapes: &source::Shapes| shapes.get(&table.id).map(TableShape::of_rows);
+        let renames = |(before, now)| !renamed_labels(before, now).is_empty();
+        of(&now) != of(shapes) || shapes.get(&table.id).zip(now.get(&table.id)).is_some_and(renames)
+    };
     match tables.iter().find(is_other) {
         None => Ok(()),
         Some(table) => Err(altered(&table.name)),
@@ -183,6 +188,19 @@ pub(super) async fn explain_refusal(
         let own: Vec<SourceTable> =
             source.inspection.tables.into_iter().filter(|table| tables.contains(&table.name)).collect();
         source.session.close().await;
+        // A label that has another name is not a new one: rows of before hold it as well.
+        let recorded = fenced.sink.recorded().await?;
+        let has_renamed = |table: &&SourceTable| {
+            let (known, now) = (recorded.get(&table.name), source.shapes.get(&table.id));
+            known.zip(now).is_some_and(|(known, now)| {
+                known.source == table.id && !renamed_labels(&known.shape, now).is_empty()
+            })
+        };
+        let renamed: Vec<TableName> =
+            own.iter().filter(has_renamed).map(|table| table.name.clone()).collect();
+        if let Some(first) = renamed.first() {
+            return labels_renamed(fenced, first, &renamed, rules(context)).await;
+        }
         fenced.sink.relax(&own).await
     };
     match looked.await {
@@ -196,9 +214,32 @@ pub(super) async fn explain_refusal(
                 format!("The sink refused a row, because {done}. That is mended; the row is written again.");
             Failure::new(Reason::TablesChanged, message)
         }
-        Err(told) if told.reason == Reason::SinkTableMismatch => told,
+        Err(told)
+            if matches!(
+                told.reason,
+                Reason::SinkTableMismatch | Reason::SinkDiverged | Reason::TableRewritten
+            ) =>
+        {
+            told
+        }
         Err(_) => failure,
     }
+}
+
+/// Where in the stream the labels were renamed nobody knows, so rows of before and of after it cannot be told apart.
+async fn labels_renamed(
+    fenced: &mut Fenced,
+    first: &TableName,
+    tables: &[TableName],
+    rules: Rules,
+) -> Result<Vec<String>, Failure> {
+    let why = "a label of a type of its columns was renamed";
+    if !rules.copies() {
+        return Err(copy_needed(first, why, rules));
+    }
+    fenced.sink.copy_again(tables).await?;
+    let message = format!("The sink refused a row of {first}, because {why}; the table is copied again.");
+    Err(Failure::new(Reason::TableRewritten, message))
 }
 
 impl ShapeKeeper {

@@ -12,7 +12,7 @@ use super::decided::{self, Start};
 use super::heartbeat::ReadFrom;
 use crate::change::table::{SourceTable, TableName};
 use crate::change::travel::{self, Format, Versions};
-use crate::change::{Checkpoint, LogIdentity, Position, RelationId, SourceIdentity};
+use crate::change::{Checkpoint, LogIdentity, Position, PublishedAs, RelationId, SourceIdentity};
 use crate::checkpoint::{self, Beginning, Identity, Known, KnownSource, Record, Volume};
 use crate::failure::Failure;
 use crate::postgres::{End, Session, classify};
@@ -24,7 +24,7 @@ use crate::source::{
 /// The shard of each table.
 type Shards = BTreeMap<TableName, u16>;
 /// The entry of each table in the publication.
-type Carried = BTreeMap<TableName, u32>;
+type Carried = BTreeMap<TableName, PublishedAs>;
 
 /// How long a shard waits for shard 0 to write which tables are whose.
 const ASSIGNMENT_PATIENCE: Duration = Duration::from_mins(1);
@@ -166,6 +166,7 @@ pub(super) async fn assign(
     } else {
         wait_for_assignment(context, source, fenced).await?
     };
+    source::refresh_entries(&source.session, &mut source.shapes).await?;
     let all = &source.inspection.tables;
     let tables: Vec<SourceTable> =
         all.iter().filter(|table| assignment.get(&table.name) == Some(&shard)).cloned().collect();
@@ -190,13 +191,13 @@ async fn write_assignment(
     let carried = source::carried_tables(session, &fenced.publication, tables).await?;
     let lost = tables.iter().map(|table| &table.name).filter(|name| match carried.get(*name) {
         None => true,
-        Some(entry) => before.get(*name).is_some_and(|before| before != entry),
+        Some(entry) => before.get(*name).is_some_and(|before| entry.is_anew_since(*before)),
     });
     fenced.sink.copy_again(&lost.cloned().collect::<Vec<_>>()).await?;
     source::ensure_publication(session, &fenced.publication, tables, is_managed).await?;
     let now = source::carried_tables(session, &fenced.publication, tables).await?;
     // Taken out and put back by somebody else in the meantime.
-    let is_other = |(name, entry): &(&TableName, &u32)| now.get(*name) != Some(*entry);
+    let is_other = |(name, entry): &(&TableName, &PublishedAs)| now.get(*name) != Some(*entry);
     let lost: Vec<TableName> = carried.iter().filter(is_other).map(|(name, _)| name.clone()).collect();
     fenced.sink.copy_again(&lost).await?;
     fenced.sink.assign(&wanted).await?;

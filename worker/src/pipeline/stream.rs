@@ -14,7 +14,7 @@ use super::heartbeat::{Due, recognise};
 use super::ranges::Ranges;
 use super::shapes::{ShapeKeeper, explain_refusal};
 use super::start::Fenced;
-use super::watch::{Announcer, watch_source};
+use super::watch::{Announcer, Ended, watch_source};
 use super::{Context, Ready};
 use crate::change::table::TableName;
 use crate::change::{RelationId, TableShape};
@@ -117,7 +117,7 @@ async fn noted(fenced: &mut Fenced, failure: Failure) -> Result<Failure, Failure
 async fn apply_until_stopped(
     context: Context<'_>,
     applier: &mut Applier<'_>,
-    watch: &mut AbortOnDropHandle<Failure>,
+    watch: &mut AbortOnDropHandle<Ended>,
 ) -> Result<(), Failure> {
     let far = Duration::from_hours(1);
     let timer = tokio::time::sleep(far);
@@ -141,7 +141,13 @@ async fn apply_until_stopped(
                 }
                 applier.commit().await?;
             }
-            found = &mut *watch => return Err(found.unwrap_or_else(|error| watch_broke(&error))),
+            found = &mut *watch => {
+                let Ended { failure, lost } = found.unwrap_or_else(|error| watch_broke(&error).into());
+                for table in &lost {
+                    applier.ends.writer.copy_again(table).await?;
+                }
+                return Err(failure);
+            }
             answer = applier.ranges.next() => applier.take_answer(answer?),
             _ = keep_open.tick(), if applier.is_writing() => applier.ends.writer.keep_open().await?,
             frame = applier.ends.reader.next() => applier.take(frame?).await?,

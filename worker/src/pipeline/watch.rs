@@ -15,11 +15,12 @@ use super::Context;
 use super::heartbeat::Due;
 use super::shapes::Announced;
 use super::start::{Fenced, patterns};
+use crate::change::table::TableName;
 use crate::change::{HEARTBEAT_PREFIX, Heartbeat, PresentTable, RelationId, TableShape};
 use crate::failure::Failure;
 use crate::postgres::{End, Endpoint, Session};
 use crate::serve::Metrics;
-use crate::source::{self, Followed, PublicationName, SlotName, SourceError};
+use crate::source::{self, Drift, Followed, PublicationName, SlotName, SourceError};
 use crate::status::Status;
 
 const LOOK_EVERY: Duration = Duration::from_secs(3);
@@ -37,7 +38,7 @@ pub(super) fn watch_source(
     followed: Followed,
     announcer: Announcer,
     heartbeat_due: Due,
-) -> Result<AbortOnDropHandle<Failure>, Failure> {
+) -> Result<AbortOnDropHandle<Ended>, Failure> {
     let settings = context.settings;
     let watch = Watch {
         endpoint: settings.pipeline.source.clone(),
@@ -56,6 +57,19 @@ pub(super) fn watch_source(
         refused: None,
     };
     Ok(AbortOnDropHandle::new(tokio::spawn(watch.run())))
+}
+
+/// Why the watch is over.
+pub(super) struct Ended {
+    pub(super) failure: Failure,
+    /// Tables that have to be copied again.
+    pub(super) lost: Vec<TableName>,
+}
+
+impl From<Failure> for Ended {
+    fn from(failure: Failure) -> Self {
+        Self { failure, lost: Vec::new() }
+    }
 }
 
 struct Watch {
@@ -115,11 +129,11 @@ enum Look {
     /// To be looked with again.
     Usual(Session),
     /// The attempt is over.
-    Changed(Failure),
+    Changed(Ended),
 }
 
 impl Watch {
-    async fn run(mut self) -> Failure {
+    async fn run(mut self) -> Ended {
         let mut session = None;
         let mut looked = Instant::now();
         loop {
@@ -128,9 +142,9 @@ impl Watch {
                     looked = Instant::now();
                     Some(session)
                 }
-                Ok(Look::Changed(failure)) => return failure,
+                Ok(Look::Changed(ended)) => return ended,
                 // Tables that change unseen are worth an attempt that says why nobody can look.
-                Err(failure) if looked.elapsed() >= BLIND_MAX => return failure,
+                Err(failure) if looked.elapsed() >= BLIND_MAX => return failure.into(),
                 Err(error) => {
                     tracing::debug!("the source could not be looked at: {error}");
                     None
@@ -158,9 +172,10 @@ impl Watch {
             return Ok(Look::Usual(session));
         }
         let began = Instant::now();
-        if let Some(what) = self.what_changed(&session).await? {
+        if let Some(Drift { what, lost }) = self.what_changed(&session).await? {
             let message = format!("While changes were read, {what}; the tables are looked at again.");
-            return Ok(Look::Changed(Failure::new(Reason::TablesChanged, message)));
+            let failure = Failure::new(Reason::TablesChanged, message);
+            return Ok(Look::Changed(Ended { failure, lost }));
         }
         self.announcer.look(&session).await?;
         // A look that failed does not count: nobody would notice that all of them do.
@@ -182,9 +197,9 @@ impl Watch {
         }
     }
 
-    async fn what_changed(&mut self, session: &Session) -> Result<Option<String>, SourceError> {
-        if let Some(what) = source::drift(session, &self.publication, &self.followed).await? {
-            return Ok(Some(what));
+    async fn what_changed(&mut self, session: &Session) -> Result<Option<Drift>, SourceError> {
+        if let Some(drift) = source::drift(session, &self.publication, &self.followed).await? {
+            return Ok(Some(drift));
         }
         if self.shard != 0 {
             return Ok(None);
@@ -193,7 +208,7 @@ impl Watch {
         let Some(first) = new.first() else { return Ok(None) };
         // What would stop the pipeline at its next start need not stop it now.
         match source::preflight(session, &self.spec, &self.patterns).await {
-            Ok(_) => Ok(Some(format!("the table {first} was made"))),
+            Ok(_) => Ok(Some(Drift { what: format!("the table {first} was made"), lost: Vec::new() })),
             Err(error) => {
                 let message = format!("New tables match source.postgres.tables ({first} …), and: {error}");
                 if self.refused.as_ref() != Some(&message) {

@@ -7,6 +7,7 @@ use tokio_postgres::{Error, Transaction};
 use super::error::failed;
 use super::state::fenced_transaction;
 use super::{Sink, ownership};
+use crate::change::PublishedAs;
 use crate::change::table::TableName;
 use crate::failpoint::{Point, reach};
 use crate::failure::Failure;
@@ -70,7 +71,7 @@ impl Sink {
     }
 
     /// The entries of the publication by which tables were followed, as noted last.
-    pub async fn carried(&self) -> Result<BTreeMap<TableName, u32>, Failure> {
+    pub async fn carried(&self) -> Result<BTreeMap<TableName, PublishedAs>, Failure> {
         let sql = "SELECT source_schema, source_table, published_as FROM penstock.assignment \
                    WHERE uid = $1 AND published_as IS NOT NULL";
         let read = async {
@@ -79,7 +80,7 @@ impl Sink {
                 .map(|row| {
                     let entry: i64 = row.try_get(2)?;
                     let name = TableName::new(row.try_get::<_, String>(0)?, row.try_get::<_, String>(1)?);
-                    Ok((name, u32::try_from(entry).unwrap_or_default()))
+                    Ok((name, PublishedAs::noted(entry)))
                 })
                 .collect::<Result<_, Error>>()
         };
@@ -87,12 +88,12 @@ impl Sink {
     }
 
     /// Notes the entries of the publication by which tables are followed; shard 0 alone does.
-    pub async fn note_carried(&mut self, carried: &BTreeMap<TableName, u32>) -> Result<(), Failure> {
+    pub async fn note_carried(&mut self, carried: &BTreeMap<TableName, PublishedAs>) -> Result<(), Failure> {
         let doing = "noting how tables are published";
         let transaction = fenced_transaction(&mut self.session, &self.run, doing).await?;
         let schemas: Vec<&str> = carried.keys().map(|table| table.schema.as_str()).collect();
         let names: Vec<&str> = carried.keys().map(|table| table.name.as_str()).collect();
-        let entries: Vec<i64> = carried.values().copied().map(i64::from).collect();
+        let entries: Vec<i64> = carried.values().map(|entry| entry.to_note()).collect();
         let sql = "UPDATE penstock.assignment SET published_as = now.entry \
                    FROM ROWS FROM (pg_catalog.unnest($2::pg_catalog.text[]), pg_catalog.unnest($3::pg_catalog.text[]), \
                        pg_catalog.unnest($4::pg_catalog.int8[])) AS now (schema, name, entry) \

@@ -11,8 +11,9 @@ use super::ddl;
 use super::fit::{Unfit, fit_column};
 use super::owner::TableMap;
 use super::tables::ensure_schema;
-use crate::change::table::{SourceTable, TableName, quote_identifier};
+use crate::change::table::{SourceTable, TableName, quote_identifier, quote_literal};
 use crate::change::{ColumnType, Definition, MadeType, TypeKind};
+use crate::evolve::RenamedLabel;
 use crate::postgres::{TypeCatalogue, write_names};
 
 /// Where the sink has the types of extensions: by extension and name.
@@ -119,6 +120,54 @@ pub(super) async fn type_differences(
     Ok(found)
 }
 
+/// Labels that the sink's types still have under the names of before.
+pub(super) async fn label_differences(
+    client: &impl GenericClient,
+    table: &SourceTable,
+    tables: &TableMap,
+    renamed: &[RenamedLabel],
+) -> Result<Vec<Difference>, Error> {
+    let mut found = Vec::new();
+    let mut seen = BTreeSet::new();
+    for (part, made) in made_types(table) {
+        let left: Vec<&RenamedLabel> = renamed.iter().filter(|own| own.type_oid == part.oid).collect();
+        if left.is_empty() || !seen.insert(part.oid) {
+            continue;
+        }
+        let name = if made.extension.is_some() { made.name.clone() } else { tables.sink_name(&made.name) };
+        let Some(sink) = read_type(client, &name).await? else { continue };
+        let Some(Definition::Enum(labels)) = sink.made().map(|made| &made.definition) else { continue };
+        for (from, to) in renames(labels.clone(), &left) {
+            found.push(Difference::new(
+                format!("the label {from} of the type {name} was renamed to {to} at the source"),
+                format!(
+                    "ALTER TYPE {} RENAME VALUE {} TO {}",
+                    name.quoted(),
+                    quote_literal(&from),
+                    quote_literal(&to)
+                ),
+            ));
+        }
+    }
+    Ok(found)
+}
+
+/// In an order in which no two labels ever have one name. Those that exchanged their names stay: whether that was done
+/// nobody could see, and the copy brings the values.
+fn renames(mut labels: Vec<String>, wanted: &[&RenamedLabel]) -> Vec<(String, String)> {
+    let mut left = wanted.to_vec();
+    let mut found = Vec::new();
+    while let Some(place) =
+        left.iter().position(|own| labels.contains(&own.from) && !labels.contains(&own.to))
+    {
+        let RenamedLabel { from, to, .. } = left.remove(place);
+        labels.retain(|label| label != from);
+        labels.push(to.clone());
+        found.push((from.clone(), to.clone()));
+    }
+    found
+}
+
 /// What would make the types that are not there.
 pub(super) async fn missing_types(
     client: &impl GenericClient,
@@ -208,4 +257,24 @@ pub(super) async fn read_types(
     let mut found: Vec<ColumnType> = types.iter().map(resolve).collect();
     write_names(client, found.iter_mut()).await?;
     Ok(found)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn labels_are_renamed_in_an_order_that_the_server_takes() {
+        let renamed = |from: &str, to: &str| RenamedLabel { type_oid: 1, from: from.into(), to: to.into() };
+        let in_order = |labels: &str, wanted: &[RenamedLabel]| {
+            let labels = labels.split(' ').map(str::to_owned).collect();
+            let found = renames(labels, &wanted.iter().collect::<Vec<_>>());
+            found.iter().map(|(from, to)| format!("{from}>{to}")).collect::<Vec<_>>().join(" ")
+        };
+        assert_eq!(in_order("a b", &[renamed("a", "b"), renamed("b", "c")]), "b>c a>b");
+        assert_eq!(in_order("b c", &[renamed("a", "b"), renamed("b", "c")]), "", "it is done");
+        assert_eq!(in_order("a b", &[renamed("a", "b"), renamed("b", "a")]), "");
+        assert_eq!(in_order("a z", &[renamed("a", "z")]), "", "somebody made the new one");
+        assert_eq!(in_order("z", &[renamed("a", "z")]), "", "somebody renamed it");
+    }
 }

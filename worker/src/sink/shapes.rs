@@ -11,12 +11,13 @@ use super::catalogue::{SinkTable, read_table};
 use super::compare::{Difference, Effect};
 use super::error::failed;
 use super::evolve::Rules;
-use super::made_types::{ExtensionTypes, missing_types};
+use super::made_types::{ExtensionTypes, label_differences, missing_types};
 use super::reshape::written;
 use super::state::{TableState, fenced_ddl_transaction, fenced_transaction, forget_chunks, read_state};
 use super::tables::{Mismatch, mismatch};
 use crate::change::table::{SourceTable, TableName, quote_identifier};
 use crate::change::{RelationId, TableShape};
+use crate::evolve::{RenamedLabel, renamed_labels};
 use crate::failure::Failure;
 
 /// What may be done to tables that do not fit.
@@ -194,22 +195,60 @@ impl Sink {
         Ok(())
     }
 
-    /// Columns that were dropped or renamed before the table is copied anew: a person decides what becomes of theirs.
+    /// With `Apply`, renames labels of the sink's types as the source did. A row of the stream that still has the old one
+    /// is refused then, and not taken for one of now.
+    pub async fn rename_labels(
+        &mut self,
+        table: &SourceTable,
+        renamed: &[RenamedLabel],
+    ) -> Result<(), Failure> {
+        if self.changes.rules.policy != SchemaChanges::Apply {
+            return Ok(());
+        }
+        let found = self.labels_left_behind(table, renamed).await?;
+        if found.is_empty() {
+            return Ok(());
+        }
+        self.carry_out(&self.tables.sink_name(&table.name), &[], &found).await
+    }
+
+    async fn labels_left_behind(
+        &self,
+        table: &SourceTable,
+        renamed: &[RenamedLabel],
+    ) -> Result<Vec<Difference>, Failure> {
+        if renamed.is_empty() {
+            return Ok(Vec::new());
+        }
+        let client = &self.session.client;
+        let read = async {
+            let tables = std::slice::from_ref(table);
+            let placed = ExtensionTypes::read(client, tables).await?.place(table).into_owned();
+            label_differences(client, &placed, &self.tables, renamed).await
+        };
+        read.await.map_err(|error: Error| failed(&error, "reading the labels of its types"))
+    }
+
+    /// Columns that were dropped or renamed before the table is copied anew, a person decides what becomes of theirs; and
+    /// labels that were renamed.
     ///
     /// # Errors
     /// `SinkTableMismatch`.
     pub async fn refuse_left_behind(
         &self,
-        table: &TableName,
+        source: &SourceTable,
         before: &TableShape,
         now: &TableShape,
     ) -> Result<(), Failure> {
-        let name = self.tables.sink_name(table);
+        let name = self.tables.sink_name(&source.name);
         let sink = read_table(&self.session.client, &name)
             .await
             .map_err(|error| failed(&error, &format!("reading the sink table {name}")))?;
-        let found = sink.map_or_else(Vec::new, |sink| left_behind(&sink, before, now));
-        if found.is_empty() || self.changes.rules.policy == SchemaChanges::Ignore {
+        let mut found = self.labels_left_behind(source, &renamed_labels(before, now)).await?;
+        if self.changes.rules.policy != SchemaChanges::Ignore {
+            found.extend(sink.map_or_else(Vec::new, |sink| left_behind(&sink, before, now)));
+        }
+        if found.is_empty() {
             return Ok(());
         }
         Err(mismatch(&[Mismatch { table: name, found, is_copied: false }]))

@@ -28,7 +28,7 @@ pub use assignment::assign_shards;
 pub use chunk::{Chunk, KeyText};
 pub use clean_up::clean_up;
 pub use copy::{ChunkReader, TableCopy};
-pub use drift::{Followed, drift, new_tables};
+pub use drift::{Drift, Followed, drift, new_tables};
 pub use error::SourceError;
 pub use export::{Durability, ExportedSnapshot, carry_to_standbys, create_slot};
 pub use identity::{SourceIdentity, WalPosition, timeline_switches, wal_position};
@@ -37,7 +37,7 @@ pub use preflight::{Inspection, check_room, preflight};
 pub use publication::{PublicationName, carried_tables, drop_publication, ensure_publication};
 pub use ranges::{RangeAnswer, RangeReader, RangeRequest, WATERMARK_PREFIX, read_key, spawn_range_reader};
 pub use reader::{Frame, Reader, spawn_reader};
-pub use shape::{Shapes, announce_table, present_table, shapes};
+pub use shape::{Shapes, announce_table, present_table, refresh_entries, shapes};
 pub use slot::{
     InvalidSlotName, SlotName, SlotState, drop_slot, end_stale_sessions, end_stale_walsender, slot_state,
 };

@@ -12,6 +12,7 @@ use super::error::SourceError;
 use super::horizon::{Horizon, Look};
 use super::published::Published;
 use super::slot::short_uid;
+use crate::change::PublishedAs;
 use crate::change::table::{SourceTable, TableName, quote_identifier};
 use crate::failpoint::{Point, reach};
 
@@ -76,16 +77,15 @@ pub async fn ensure_publication(
     Ok(())
 }
 
-/// The tables of which the publication, as it is now, carries every change; each with the OID of its entry, which
-/// is another one after the table was taken out and put back (0 where it has none: FOR ALL TABLES, IN SCHEMA).
+/// The tables of which the publication, as it is now, carries every change, and by which entry.
 pub async fn carried_tables(
     client: &Client,
     name: &PublicationName,
     tables: &[SourceTable],
-) -> Result<BTreeMap<TableName, u32>, SourceError> {
+) -> Result<BTreeMap<TableName, PublishedAs>, SourceError> {
     let Some(published) = Published::read(client, name).await? else { return Ok(BTreeMap::new()) };
     let carried = tables.iter().filter(|table| published.carries(table));
-    Ok(carried.map(|table| (table.name.clone(), published.entry(&table.name))).collect())
+    Ok(carried.filter_map(|table| Some((table.name.clone(), published.entry(&table.name)?))).collect())
 }
 
 /// Removes the publication if it is there.

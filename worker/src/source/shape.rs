@@ -4,7 +4,7 @@
 //! that changes columns can commit meanwhile. So a message that is written under the lock marks the place in the log at
 //! which the catalogue was like that.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
 
 use penstock_crds::report::Reason;
@@ -15,7 +15,7 @@ use super::catalogue::{describe, tables_of};
 use super::error::SourceError;
 use super::ranges::WATERMARK_PREFIX;
 use crate::change::table::TableName;
-use crate::change::{PartColumn, PresentTable, RelationId, ShapeColumn, ShapePart, TableShape};
+use crate::change::{PartColumn, PresentTable, RelationId, ShapeColumn, ShapeLabel, ShapePart, TableShape};
 use crate::failure::Failure;
 
 /// By table.
@@ -25,13 +25,30 @@ pub type Shapes = BTreeMap<RelationId, TableShape>;
 const SHAPES: &str = "
 SELECT root.id, class.oid, class.relfilenode, class.relkind = 'r', class.relnatts, a.attnum, a.attname::text, a.atttypid, a.atttypmod,
        a.attnotnull, a.attgenerated <> '', coalesce(d.oid, 0::oid), a.xmin::text::int8,
-       CASE WHEN a.atthasmissing THEN pg_catalog.array_to_string(a.attmissingval, '') END
+       CASE WHEN a.atthasmissing THEN pg_catalog.array_to_string(a.attmissingval, '') END, class.reltoastrelid,
+       ARRAY(SELECT r.oid FROM pg_catalog.pg_publication_rel AS r WHERE r.prrelid = class.oid ORDER BY r.oid)
 FROM pg_catalog.unnest($1::oid[]) AS root (id)
 CROSS JOIN LATERAL (SELECT root.id UNION SELECT relid FROM pg_catalog.pg_partition_tree(root.id)) AS tree (id)
 JOIN pg_catalog.pg_class AS class ON class.oid = tree.id
 JOIN pg_catalog.pg_attribute AS a ON a.attrelid = class.oid AND a.attnum > 0 AND NOT a.attisdropped
 LEFT JOIN pg_catalog.pg_attrdef AS d ON d.adrelid = a.attrelid AND d.adnum = a.attnum
 ORDER BY root.id, class.oid, a.attnum";
+
+/// One row per label of each enum type that the columns of each table are made of. No server brings one along.
+const LABELS: &str = "
+WITH RECURSIVE part (root, id) AS (
+    SELECT a.attrelid, a.atttypid FROM pg_catalog.pg_attribute AS a
+    WHERE a.attrelid = ANY ($1) AND a.attnum > 0 AND NOT a.attisdropped AND a.atttypid >= 16384
+  UNION
+    SELECT part.root, next.id FROM part JOIN pg_catalog.pg_type AS t ON t.oid = part.id
+    CROSS JOIN LATERAL (
+        SELECT t.typbasetype AS id UNION ALL SELECT t.typelem
+        UNION ALL SELECT r.rngsubtype FROM pg_catalog.pg_range AS r WHERE t.oid IN (r.rngtypid, r.rngmultitypid)
+        UNION ALL SELECT a.atttypid FROM pg_catalog.pg_attribute AS a
+            WHERE a.attrelid = t.typrelid AND a.attnum > 0 AND NOT a.attisdropped) AS next
+    WHERE next.id >= 16384)
+SELECT part.root, label.oid, label.enumtypid, label.enumlabel::text
+FROM part JOIN pg_catalog.pg_enum AS label ON label.enumtypid = part.id ORDER BY part.root, label.oid";
 
 /// The shapes of tables, all at one moment. One that is gone is left out.
 pub async fn shapes(client: &Client, ids: &[RelationId]) -> Result<Shapes, SourceError> {
@@ -65,10 +82,41 @@ pub async fn shapes(client: &Client, ids: &[RelationId]) -> Result<Shapes, Sourc
         let column = PartColumn { number, name, version, default, missing: row.get(13) };
         match shape.parts.last_mut().filter(|part| part.id == id) {
             Some(part) => part.columns.push(column),
-            None => shape.parts.push(ShapePart { id, file: row.get(2), columns: vec![column] }),
+            None => shape.parts.push(ShapePart {
+                id,
+                file: row.get(2),
+                toast: row.get(14),
+                entries: row.get(15),
+                columns: vec![column],
+            }),
+        }
+    }
+    let failed = |error: tokio_postgres::Error| SourceError::sql(&error, "reading the labels of its types");
+    for row in client.query(LABELS, &[&ids]).await.map_err(failed)? {
+        if let Some(shape) = shapes.get_mut(&RelationId(row.get(0))) {
+            shape.labels.push(ShapeLabel { id: row.get(1), type_oid: row.get(2), label: row.get(3) });
         }
     }
     Ok(shapes)
+}
+
+/// Notes how the tables and their partitions are published by now.
+pub async fn refresh_entries(client: &Client, shapes: &mut Shapes) -> Result<(), SourceError> {
+    let parts = shapes.values().flat_map(|shape| &shape.parts);
+    let ids: Vec<u32> = parts.map(|part| part.id).collect();
+    let rows = client
+        .query(
+            "SELECT prrelid, pg_catalog.array_agg(oid ORDER BY oid) FROM pg_catalog.pg_publication_rel \
+             WHERE prrelid = ANY ($1) GROUP BY prrelid",
+            &[&ids],
+        )
+        .await
+        .map_err(|error| SourceError::sql(&error, "reading how its tables are published"))?;
+    let mut entries: HashMap<u32, Vec<u32>> = rows.iter().map(|row| (row.get(0), row.get(1))).collect();
+    for part in shapes.values_mut().flat_map(|shape| &mut shape.parts) {
+        part.entries = entries.remove(&part.id).unwrap_or_default();
+    }
+    Ok(())
 }
 
 /// The table as it is now. Waits for an ALTER TABLE that is under way, as long as `patience`.

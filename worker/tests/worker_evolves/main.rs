@@ -5,7 +5,9 @@ mod additions;
 #[path = "../common/mod.rs"]
 mod common;
 mod decisions;
+mod labels;
 mod order;
 mod relaxing;
 mod rewrites;
 mod support;
+mod unlogged;

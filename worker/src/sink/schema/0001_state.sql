@@ -89,7 +89,7 @@ CREATE TABLE penstock.assignment (
     source_schema text    NOT NULL,
     source_table  text    NOT NULL,
     shard         integer NOT NULL,
-    -- OID of the table's entry in the publication: another one after it was taken out and put back. 0: none of its own.
+    -- By which entry the publication carries the table: another one after it was taken out and put back.
     published_as  bigint,
     PRIMARY KEY (uid, source_schema, source_table)
 );
