@@ -175,8 +175,9 @@ impl Sink {
             let doing = format!("comparing the sink table {name}");
             let error = |error: Error| failed(&error, &doing);
             let known = read_state(&self.session.client, &self.owner.uid, source).await.map_err(error)?;
-            let Some((_, state)) = known else { continue };
-            if !extensions.missing(source).is_empty() {
+            let Some((written, state)) = known else { continue };
+            // One that it is to be written into from now on may be somebody else's.
+            if written != name || !extensions.missing(source).is_empty() {
                 continue;
             }
             let placed = extensions.place(source);

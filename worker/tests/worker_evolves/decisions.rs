@@ -1,11 +1,11 @@
 //! What a person decides, what is ignored, and how the pipeline goes on.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use serde_json::json;
 
-use crate::support::{STATE, STREAMING, rig, told, wait_until_equal, wait_until_halted};
+use crate::support::{STATE, STREAMING, rig, since, told, wait_until_equal, wait_until_halted};
 
 /// What always needs a person, with the statement that is told.
 const DESTRUCTIVE: [(&str, &str, &str); 3] = [
@@ -174,4 +174,29 @@ async fn a_column_that_was_left_out_and_is_made_by_hand_is_not_half_filled() -> 
     ensure!(rig.command(&["resnapshot", "public.things"])?.status.success());
     rig.wait_for("SELECT colour FROM things WHERE id = 7", "red").await?;
     wait_until_equal(&rig, &["things"]).await
+}
+
+/// The manifest names another sink schema, in which somebody else has a table of that name.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_table_that_is_not_the_pipelines_is_never_altered() -> Result<()> {
+    let (mut rig, mut worker) = rig("Apply").await?;
+    wait_until_equal(&rig, &["things"]).await?;
+    worker.terminate()?;
+    rig.on_sink(
+        "CREATE SCHEMA theirs; CREATE TABLE theirs.things (id int PRIMARY KEY, body varchar(10) NOT NULL, price numeric(6,2) NOT NULL, size int NOT NULL);
+         INSERT INTO theirs.things VALUES (1, 'theirs', 1, 1)",
+    )
+    .await?;
+    rig.manifest["spec"]["sink"]["postgres"]["schemaMap"] = json!({"public": "theirs"});
+    let from = worker.output()?.len();
+    let worker = rig.start(0)?;
+    let began = Instant::now();
+    while !since(&worker, from)?.contains("\"reason\":\"SinkTable") {
+        ensure!(began.elapsed() < Duration::from_mins(1), "it was not refused");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    let bound = "SELECT count(*) FROM pg_attribute WHERE attrelid = 'theirs.things'::regclass AND attnotnull AND attnum > 0";
+    ensure!(rig.sink_value(bound).await? == "4", "somebody else's table was altered");
+    ensure!(rig.sink_value("SELECT body FROM theirs.things").await? == "theirs");
+    Ok(())
 }
