@@ -10,6 +10,9 @@ use penstock_e2e::postgres::{Server, Version};
 
 const STREAMING: &str = "\"message\":\"streaming\"";
 
+/// What the allocator may still take after the first hundred thousand changes.
+const WARM_UP_KIB: u64 = 10 * 1024;
+
 fn number(name: &str, default: u64) -> u64 {
     std::env::var(name).ok().and_then(|text| text.parse().ok()).unwrap_or(default)
 }
@@ -63,7 +66,9 @@ async fn memory_is_flat_over_many_changes() -> Result<()> {
         (warm as u64 + 1) * step,
         worker.peak_rss_mib()?
     );
-    ensure!(now * 10 <= then * 11, "memory grew by more than a tenth: {samples:?}");
+    // In the short form it still warms up; a row that is kept for each change would take twice as much.
+    let allowed = (then / 10).max(WARM_UP_KIB);
+    ensure!(now <= then + allowed, "memory grew by more than {allowed} KiB: {samples:?}");
     rig.assert_equal(&["t"]).await
 }
 
