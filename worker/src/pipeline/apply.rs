@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use super::followed::{
     Concern, FollowedTable, FollowedTables, Progress, incremental_table, key_is_gone, replaced,
-    unreadable_key,
+    truncated_with_rows, unreadable_key,
 };
 use super::heartbeat::Due;
 use super::ranges::Ranges;
@@ -326,10 +326,12 @@ impl<'a> Applier<'a> {
         if let Change::Truncate { relations, cascade, restart_identity } = change {
             let relations: Vec<_> =
                 relations.into_iter().filter(|relation| is_due(&self.tables, relation)).collect();
-            for relation in &relations {
-                if let Some(table) = incremental_table(&mut self.tables, *relation) {
-                    table.truncated();
-                }
+            let relations: Vec<_> = relations
+                .into_iter()
+                .filter(|relation| truncated_with_rows(&mut self.tables, *relation))
+                .collect();
+            if relations.is_empty() {
+                return Ok(Concern::Counted);
             }
             return Ok(Concern::Applied(Change::Truncate { relations, cascade, restart_identity }));
         }

@@ -7,7 +7,7 @@ use penstock_crds::report::Reason;
 use crate::change::table::TableName;
 use crate::change::{Change, Lsn, Relation, RelationId};
 use crate::failure::Failure;
-use crate::incremental::{self, InvalidKey};
+use crate::incremental::{self, Copied, InvalidKey};
 
 /// The tables of this shard, as they were inspected.
 pub(super) type FollowedTables = HashMap<RelationId, FollowedTable>;
@@ -56,6 +56,14 @@ pub(super) fn incremental_table(
         Progress::Incremental(table) => Some(table),
         Progress::Ready { .. } => None,
     }
+}
+
+/// Notes that a table was emptied. `false`: none of its rows is copied yet, so the sink has nothing to empty; and the stream may
+/// not have come to the shape in which it is copied, so that nothing of it can be matched with the sink.
+pub(super) fn truncated_with_rows(tables: &mut FollowedTables, relation: RelationId) -> bool {
+    let Some(table) = incremental_table(tables, relation) else { return true };
+    table.truncated();
+    *table.copied() != Copied::Nothing
 }
 
 /// Its key was changed: the next attempt looks at the table anew.

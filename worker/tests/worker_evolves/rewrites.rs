@@ -51,6 +51,18 @@ async fn a_rewrite_while_no_worker_runs_is_noticed() -> Result<()> {
     wait_until_equal(&rig, &["things"]).await
 }
 
+/// The stream comes to the TRUNCATE long before it comes to the shape that the table is copied in.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_table_that_was_emptied_before_its_columns_changed_can_be_copied_again() -> Result<()> {
+    let (rig, mut worker) = rig("Apply").await?;
+    worker.kill()?;
+    rig.on_source("TRUNCATE things; INSERT INTO things (id, size) VALUES (1, 7)").await?;
+    rig.on_source("ALTER TABLE things ADD COLUMN luck int DEFAULT 7; UPDATE things SET luck = id").await?;
+    ensure!(rig.command(&["resnapshot", "public.things"])?.status.success());
+    let _worker = rig.start(0)?;
+    wait_until_equal(&rig, &["things"]).await
+}
+
 /// Statements that give a table a new file, or write its columns' description, and leave the values alone.
 const HARMLESS: [&str; 7] = [
     "ALTER TABLE things ADD COLUMN colour text DEFAULT 'red'",
