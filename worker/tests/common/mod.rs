@@ -20,6 +20,8 @@ pub const PASSWORD: &str = "hunter2-never-log-me";
 pub const DATABASE: &str = "shop";
 /// What is shown of the worker's output when something is not as expected.
 const TAIL_LINES: usize = 30;
+/// For what happens within seconds on a machine that has nothing else to do.
+pub const PATIENCE: Duration = Duration::from_mins(3);
 /// Between two looks at what is waited for.
 const POLL: Duration = Duration::from_millis(50);
 
@@ -151,7 +153,7 @@ impl Rig {
         let mut seen = String::new();
         // A connection for every look would cost more than what is looked at.
         let mut connection = None;
-        while began.elapsed() < Duration::from_mins(1) {
+        while began.elapsed() < PATIENCE {
             seen =
                 self.look(server, &mut connection, query).await.unwrap_or_else(|error| format!("{error:#}"));
             if seen == expected {
@@ -289,6 +291,13 @@ impl Worker {
         self.child.id()
     }
 
+    /// `-STOP` or `-CONT`.
+    pub fn signal(&self, kind: &str) -> Result<()> {
+        let status = Command::new("kill").args([kind, &self.pid().to_string()]).status()?;
+        ensure!(status.success(), "kill {kind} {}", self.pid());
+        Ok(())
+    }
+
     /// SIGKILL, and wait until it is gone.
     pub fn kill(&mut self) -> Result<()> {
         self.child.kill()?;
@@ -296,10 +305,10 @@ impl Worker {
         Ok(())
     }
 
-    /// Waits until it ends by itself; `None`: it has not within a minute.
+    /// Waits until it ends by itself; `None`: it has not, and [`PATIENCE`] is over.
     pub async fn ended(&mut self) -> Result<Option<ExitStatus>> {
         let began = Instant::now();
-        while began.elapsed() < Duration::from_mins(1) {
+        while began.elapsed() < PATIENCE {
             if let Some(status) = self.child.try_wait()? {
                 return Ok(Some(status));
             }
@@ -330,7 +339,7 @@ impl Worker {
 
     /// Waits until the output contains a text.
     pub async fn wait_for_output(&self, text: &str) -> Result<()> {
-        self.wait_for_output_within(text, Duration::from_mins(1)).await
+        self.wait_for_output_within(text, PATIENCE).await
     }
 
     pub async fn wait_for_output_within(&self, text: &str, patience: Duration) -> Result<()> {

@@ -36,6 +36,10 @@ pub(crate) enum Fault {
     VolumeUnwritable,
     /// fsync of the volume fails for a while.
     VolumeUnsynced,
+    /// The stock is copied again from its beginning.
+    StockCopiedAgain,
+    /// The stock gets a column.
+    ColumnAdded,
     /// A write reaches the volume in part; then it fails, or nothing arrives any more. Then the worker is killed.
     VolumeTorn,
     /// SIGKILL of the worker, and its disk loses what it was not asked to keep; or, as disks that lie, more than that.
@@ -43,7 +47,7 @@ pub(crate) enum Fault {
 }
 
 impl Fault {
-    const ALL: [(u32, Self); 17] = [
+    const ALL: [(u32, Self); 19] = [
         (25, Self::WorkerKilled),
         (5, Self::VolumeLost),
         (10, Self::WorkerStoppedAndReplaced),
@@ -59,6 +63,8 @@ impl Fault {
         (4, Self::VolumeUnreadable),
         (4, Self::VolumeUnwritable),
         (4, Self::VolumeUnsynced),
+        (6, Self::StockCopiedAgain),
+        (3, Self::ColumnAdded),
         (7, Self::VolumeTorn),
         (7, Self::PowerLost),
     ];

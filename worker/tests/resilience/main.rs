@@ -14,5 +14,7 @@ mod order;
 mod scenario;
 mod stage;
 mod stalls;
+mod stock;
 mod torture;
 mod witness;
+mod zombie;

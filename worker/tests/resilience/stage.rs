@@ -1,6 +1,5 @@
 //! A pipeline behind two proxies, on a volume that fails when told to, and how the faults are inflicted on it.
 
-use std::process::Command;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -16,6 +15,7 @@ use crate::cell::STREAMING;
 use crate::common::{DATABASE, Rig, Worker};
 use crate::fault::Fault;
 use crate::ledger::SCHEMA;
+use crate::stock;
 use crate::witness::Witness;
 
 /// What a worker may ask a person for while this is done to it: a volume that works, and that it be the only one.
@@ -33,27 +33,40 @@ pub(crate) struct Stage {
     pub(crate) witness: Witness,
     source: Proxy,
     sink: Proxy,
+    columns_added: u32,
 }
 
 impl Stage {
-    /// A pipeline that streams.
-    pub(crate) async fn new() -> Result<Self> {
-        let source = Server::builder(Version::V15).setting("wal_sender_timeout", "10s").start().await?;
-        let sink = Server::start(Version::V15).await?;
+    /// A pipeline that streams, between servers of these versions.
+    pub(crate) async fn new(source: Version, sink: Version) -> Result<Self> {
+        let source = Server::builder(source).setting("wal_sender_timeout", "10s").start().await?;
+        let sink = Server::start(sink).await?;
         let proxies = (Proxy::start(source.port).await?, Proxy::start(sink.port).await?);
-        let tables = ["public.accounts", "public.journal"];
+        let tables = ["public.accounts", "public.journal", "public.stock"];
         let mut rig = Rig::on(Arc::new(source), Arc::new(sink), DATABASE, &tables).await?;
         rig.on_source(SCHEMA).await?;
+        rig.on_source(&stock::schema()).await?;
         for (end, proxy) in [("source", &proxies.0), ("sink", &proxies.1)] {
             rig.manifest["spec"][end]["postgres"]["connection"]["port"] = json!(proxy.port());
         }
         rig.manifest["spec"]["sink"]["postgres"]["batch"] = json!({"maxBytes": 65_536});
+        rig.manifest["spec"]["sink"]["postgres"]["schemaChanges"] = json!("Apply");
         let volume = Volume::mount(&rig.state_dir(0))?;
         let worker = rig.start_on(&volume)?;
         worker.wait_for_output(STREAMING).await?;
         let witness = Witness::start(&rig).await?;
         let (rig, (source, sink)) = (Arc::new(rig), proxies);
-        Ok(Self { worker, volume, volumes: 1, looked_through: 0, rig, witness, source, sink })
+        Ok(Self {
+            worker,
+            volume,
+            volumes: 1,
+            looked_through: 0,
+            rig,
+            witness,
+            source,
+            sink,
+            columns_added: 0,
+        })
     }
 
     /// The last of what the worker said.
@@ -103,6 +116,11 @@ impl Stage {
             }
             Fault::VolumeUnwritable => self.fail_volume(FileFault::Write, a_while).await?,
             Fault::VolumeUnsynced => self.fail_volume(FileFault::Sync, a_while).await?,
+            Fault::StockCopiedAgain => stock::copy_again(&self.rig).await?,
+            Fault::ColumnAdded => {
+                self.columns_added += 1;
+                stock::add_column(&self.rig, self.columns_added).await?;
+            }
             Fault::VolumeTorn => self.tear(a_while / 4, random).await?,
             Fault::PowerLost => self.lose_power(a_while / 4, random).await?,
         }
@@ -132,9 +150,9 @@ impl Stage {
     async fn lose_power(&mut self, a_while: Duration, random: &mut StdRng) -> Result<()> {
         let loss = if random.random() { Loss::Ordered } else { Loss::Torn };
         if loss == Loss::Torn {
-            signal("-STOP", &self.worker)?;
+            self.worker.signal("-STOP")?;
             self.volume.mark()?;
-            signal("-CONT", &self.worker)?;
+            self.worker.signal("-CONT")?;
         }
         tokio::time::sleep(a_while).await;
         self.worker.kill()?;
@@ -146,13 +164,13 @@ impl Stage {
     /// The one that wakes up finds the fence taken, and must not commit what it has in hand. It would then fight for the
     /// shard, as two clusters with one pipeline do; so it is killed after a while.
     async fn replace_stopped_worker(&mut self, a_while: Duration) -> Result<()> {
-        signal("-STOP", &self.worker)?;
+        self.worker.signal("-STOP")?;
         let empty = self.empty_volume()?;
         let _volume_of_the_stopped = std::mem::replace(&mut self.volume, empty);
         let next = self.start()?;
         let mut stopped = std::mem::replace(&mut self.worker, next);
         tokio::time::sleep(a_while).await;
-        signal("-CONT", &stopped)?;
+        stopped.signal("-CONT")?;
         tokio::time::sleep(a_while / 2).await;
         stopped.kill().context("killing the one that was stopped")
     }
@@ -183,10 +201,4 @@ async fn lose_answers(proxy: &Proxy, a_while: Duration) {
     proxy.set(Mode::DropAnswers);
     tokio::time::sleep(a_while).await;
     proxy.cut_once();
-}
-
-fn signal(kind: &str, worker: &Worker) -> Result<()> {
-    let status = Command::new("kill").args([kind, &worker.pid().to_string()]).status()?;
-    ensure!(status.success(), "kill {kind} {}", worker.pid());
-    Ok(())
 }

@@ -8,12 +8,14 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use penstock_e2e::checker::{self, TablePair};
+use penstock_e2e::postgres::Version;
 use rand::rngs::StdRng;
 use rand::{RngExt as _, SeedableRng as _};
 
 use crate::fault::Fault;
 use crate::ledger::{Ledger, Reader};
 use crate::stage::Stage;
+use crate::stock::StockKeeper;
 
 /// Faults of the short form, about one per second.
 const FAULTS: u32 = 50;
@@ -40,11 +42,16 @@ fn from_environment(name: &str) -> Result<Option<u64>> {
 
 async fn run(seed: u64, faults: u32) -> Result<()> {
     let mut random = StdRng::seed_from_u64(seed);
-    let mut stage = Stage::new().await?;
+    let versions = [Version::V15, Version::V17];
+    let (source, sink) =
+        (versions[random.random_range(0..versions.len())], versions[random.random_range(0..versions.len())]);
+    println!("torture: PostgreSQL {} to {}", source.major(), sink.major());
+    let mut stage = Stage::new(source, sink).await?;
     let mut report = Report::default();
     let mut reader = Reader::start(stage.rig.clone());
     while report.faults() < faults {
         let ledger = Ledger::start(&stage.rig, random.random());
+        let keeper = StockKeeper::start(&stage.rig, random.random());
         for _ in 0..FAULTS_PER_ROUND.min(faults - report.faults()) {
             tokio::time::sleep(Duration::from_millis(random.random_range(50..900))).await;
             let fault = Fault::random(&mut random);
@@ -52,6 +59,7 @@ async fn run(seed: u64, faults: u32) -> Result<()> {
             *report.inflicted.entry(fault).or_default() += 1;
         }
         report.transactions += ledger.stop().await?;
+        keeper.stop().await?;
         reader.check().await?;
         report.changes = compare(&stage).await?;
         stage.check_what_was_said()?;
@@ -69,7 +77,7 @@ async fn run(seed: u64, faults: u32) -> Result<()> {
 /// Equal on both sides, and every change counted once; how many there were.
 async fn compare(stage: &Stage) -> Result<i64> {
     let rig = &stage.rig;
-    let pairs = ["public.accounts", "public.journal"].map(TablePair::same);
+    let pairs = ["public.accounts", "public.journal", "public.stock"].map(TablePair::same);
     let (source, sink) = (rig.source.connect(&rig.database).await?, rig.sink.connect(&rig.database).await?);
     let compared = checker::wait_until_equal(&source, &sink, &pairs, PATIENCE).await;
     compared.with_context(|| stage.tail())?;
