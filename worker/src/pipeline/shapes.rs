@@ -252,7 +252,8 @@ impl ShapeKeeper {
         Self { recorded, rules: rules(context), endpoint, session: None, announced, waiting: Vec::new() }
     }
 
-    async fn read(&mut self, id: RelationId) -> Result<PresentTable, Failure> {
+    /// The table as it is in the source by now.
+    pub(super) async fn read(&mut self, id: RelationId) -> Result<PresentTable, Failure> {
         let session = match self.session.take().filter(|session| !session.client.is_closed()) {
             Some(session) => session,
             None => self
