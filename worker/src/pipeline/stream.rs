@@ -73,7 +73,7 @@ pub(super) async fn stream(context: Context<'_>, ready: Ready) -> Result<(), Fai
     if is_mark_behind(&fenced).await? {
         heartbeat_due.set();
     }
-    let watched = Announcer { known, announce };
+    let watched = Announcer::new(known, announce);
     let mut watch = watch_source(context, &fenced, assigned.followed, watched, heartbeat_due)?;
     context.status.enter(WorkerPhase::Streaming);
     tracing::info!(lsn = %checkpoint.end_lsn, sequence = checkpoint.sequence, "streaming");
