@@ -9,6 +9,7 @@ mod decided;
 mod followed;
 mod heartbeat;
 mod land;
+mod names;
 mod ranges;
 mod shapes;
 mod silence;

@@ -179,6 +179,21 @@ async fn what_is_kept_of_a_first_load_is_followed_from_where_it_was_read() -> Re
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_publication_of_somebody_else_throws_nothing_of_a_first_load_away() -> Result<()> {
+    let (rig, before) = cut_short().await?;
+    let mark = rig.sink_value("SELECT pg_current_xact_id()").await?;
+    rig.on_source("CREATE PUBLICATION of_somebody_else FOR TABLE big").await?;
+    let _worker = rig.start(0)?;
+    rig.wait_for(STATE, "ready").await?;
+    rig.wait_until_caught_up().await?;
+    rig.assert_equal(&["attic", "big"]).await?;
+    let kept = format!("SELECT count(*) FROM big WHERE xmin::text::bigint < {mark}");
+    let kept: u64 = rig.sink_value(&kept).await?.parse()?;
+    ensure!(kept > before / 2, "of {before} rows only {kept} were kept");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_table_that_was_rewritten_since_its_load_was_cut_short_is_copied_from_its_beginning() -> Result<()>
 {
     let (rig, _) = cut_short().await?;

@@ -104,6 +104,66 @@ async fn a_table_that_was_out_of_its_schemas_publication_while_no_worker_ran_is_
     Ok(())
 }
 
+/// How `b` is away for a while, and what is written to it meanwhile; at last with a namesake in its place.
+const AWAY: [(&str, &[&str]); 3] = [
+    (
+        "",
+        &[
+            "ALTER TABLE b RENAME TO c",
+            "INSERT INTO c VALUES (2)",
+            "DELETE FROM c WHERE id = 1",
+            "ALTER TABLE c RENAME TO b",
+        ],
+    ),
+    (
+        "",
+        &[
+            "ALTER TABLE b SET SCHEMA elsewhere",
+            "INSERT INTO elsewhere.b VALUES (2)",
+            "DELETE FROM elsewhere.b WHERE id = 1",
+            "ALTER TABLE elsewhere.b SET SCHEMA public",
+        ],
+    ),
+    (
+        "FOR ALL TABLES",
+        &[
+            "ALTER TABLE b RENAME TO c",
+            "CREATE TABLE b (id int PRIMARY KEY)",
+            "INSERT INTO b VALUES (7)",
+            "INSERT INTO c VALUES (2)",
+            "DELETE FROM c WHERE id = 1",
+            "DROP TABLE b",
+            "ALTER TABLE c RENAME TO b",
+        ],
+    ),
+];
+
+/// The stream brings what was written under the other name, and it is the same table.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_table_that_had_another_name_while_no_worker_ran_goes_on_without_a_copy() -> Result<()> {
+    for (selection, away) in AWAY {
+        let mut rig = rig(&["public.a", "public.b"]).await?;
+        rig.on_source("CREATE SCHEMA elsewhere").await?;
+        if !selection.is_empty() {
+            rig.on_source(&format!("CREATE PUBLICATION given {selection}")).await?;
+            rig.manifest["spec"]["source"]["postgres"]["publication"] = json!("given");
+        }
+        let mut worker = streaming(&rig).await?;
+        worker.terminate()?;
+        for statement in away {
+            rig.on_source(statement).await?;
+        }
+        rig.on_sink("INSERT INTO b VALUES (77)").await?;
+        let _again = rig.start(0)?;
+        rig.on_source("INSERT INTO b VALUES (3); INSERT INTO a VALUES (2)").await?;
+        let rows = "SELECT string_agg(id::text, ' ' ORDER BY id) FROM b";
+        rig.wait_for(rows, "2 3 77").await.with_context(|| away.join("; "))?;
+        rig.wait_until_caught_up().await?;
+        rig.assert_equal(&["a"]).await?;
+    }
+    Ok(())
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_start_copies_nothing_again_by_whichever_entry_a_table_is_published() -> Result<()> {
     for version in [Version::V14, Version::V18] {

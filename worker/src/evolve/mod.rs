@@ -11,7 +11,7 @@ mod rewrite;
 mod tests;
 mod widen;
 
-pub use labels::{RenamedLabel, renamed_labels};
+pub use labels::{RenamedLabel, renamed_labels, same_rows};
 pub use widen::widens;
 
 use rewrite::{is_rewritten, may_have_been_unlogged, value_of_existing_rows};

@@ -6,7 +6,7 @@
 //! into the rows; but they leave the default alone, which ALTER COLUMN … TYPE makes anew.
 //!
 //! SET UNLOGGED and SET LOGGED give a new file as well, and what is written in between is not in the log. Unlike VACUUM
-//! FULL, CLUSTER and TRUNCATE they make the TOAST table anew, where there is one.
+//! FULL, CLUSTER and TRUNCATE they make the TOAST table anew, where there is one. A table's first file has the number of its OID.
 
 use crate::change::{PartColumn, ShapeColumn, ShapePart, TableShape};
 
@@ -27,13 +27,17 @@ pub(super) fn is_rewritten(recorded: &TableShape, present: &TableShape) -> bool 
 }
 
 /// Whether a table that holds rows may have been UNLOGGED for a while. The server refuses that for what a publication
-/// names; partitions, and tables that are published with all others or with their schema, are not named.
+/// names; partitions, and tables that are published with all others or with their schema, are not named. A part that is new
+/// may have been made UNLOGGED: then it has another file than its first, whose number is its OID.
 pub(super) fn may_have_been_unlogged(recorded: &TableShape, present: &TableShape) -> bool {
-    pairs(recorded, present).any(|(before, now)| {
+    let is_recorded = |now: &ShapePart| recorded.parts.iter().any(|before| before.id == now.id);
+    let came_with_another_file = present.parts.iter().any(|now| !is_recorded(now) && now.file != now.id);
+    let was_toggled = pairs(recorded, present).any(|(before, now)| {
         let is_rewritten_by_alter = before.toast != now.toast || now.toast == 0;
         let was_named_meanwhile = before.entries.iter().any(|entry| now.entries.contains(entry));
         before.file != now.file && is_rewritten_by_alter && !was_named_meanwhile
-    })
+    });
+    came_with_another_file || was_toggled
 }
 
 fn is_described_anew(before: &PartColumn, now: &PartColumn) -> bool {

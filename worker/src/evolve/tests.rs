@@ -289,6 +289,22 @@ fn a_new_file_of_a_table_that_nothing_keeps_from_being_unlogged_is_unknown() {
 }
 
 #[test]
+fn rows_of_a_new_part_are_known_as_long_as_it_has_its_first_file() {
+    let source = Source::new(&["id"]);
+    let with_part = |id, file| {
+        let mut shape = source.shape();
+        shape.parts.push(ShapePart { id, file, ..shape.parts[0].clone() });
+        shape
+    };
+    let is_known = |now: &TableShape| {
+        let explained = explain(&source.shape(), now, &source.relation(), Occasion::Present);
+        matches!(explained, Explanation::Known(change) if change.shape.as_ref() == Some(now))
+    };
+    assert!(is_known(&with_part(70, 70)));
+    assert!(!is_known(&with_part(70, 71)), "made UNLOGGED, filled, and set LOGGED");
+}
+
+#[test]
 fn a_renamed_label_is_told_from_an_added_one_and_not_forgotten_while_rows_of_before_come() {
     let mut source = Source::new(&["id"]);
     let label = |id, label: &str| ShapeLabel { id, type_oid: 50, label: label.to_owned() };

@@ -9,15 +9,13 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::followed::{
-    Concern, FollowedTable, FollowedTables, Progress, incremental_table, key_is_gone, replaced,
-    truncated_with_rows, unreadable_key,
+    Concern, FollowedTables, Progress, incremental_table, key_is_gone, truncated_with_rows, unreadable_key,
 };
 use super::heartbeat::Due;
 use super::ranges::Ranges;
 use super::shapes::ShapeKeeper;
 use super::transaction::Transaction;
 use crate::batch::{Batch, Limits, TableTraits};
-use crate::change::table::TableName;
 use crate::change::{Change, Checkpoint, Lsn, Position, Relation, RelationId};
 use crate::checkpoint::Volume;
 use crate::decode::{self, Assembler, Event};
@@ -57,7 +55,7 @@ pub(super) struct Applier<'a> {
     /// What is read and not yet committed.
     pending: Option<Pending>,
     /// Inside a source transaction: its commit position, known from BEGIN.
-    transaction: Option<Transaction>,
+    pub(super) transaction: Option<Transaction>,
     /// A sink transaction is open.
     pub(super) is_writing: bool,
     last_commit: Instant,
@@ -217,7 +215,7 @@ impl<'a> Applier<'a> {
     /// The source describes a table before its first change and after every change of its shape.
     async fn describe(&mut self, relation: Arc<Relation>) -> Result<(), Failure> {
         if !self.tables.contains_key(&relation.id) {
-            return self.refuse_namesake(&relation);
+            return self.refuse_namesake(&relation).await;
         }
         if let Some(table) = self.tables.get_mut(&relation.id)
             && let Progress::Incremental(table) = &mut table.progress
@@ -237,19 +235,6 @@ impl<'a> Applier<'a> {
         Ok(())
     }
 
-    /// A table that was made anew under a name of ours is not the one that was copied, and neither are its rows.
-    fn refuse_namesake(&self, relation: &Relation) -> Result<(), Failure> {
-        let Some(transaction) = &self.transaction else { return Ok(()) };
-        let is_namesake =
-            |table: &FollowedTable| table.name.schema == relation.schema && table.name.name == relation.name;
-        match self.tables.values().find(|table| is_namesake(table)) {
-            Some(table) if table.progress.counts_from(transaction.commit_lsn) => {
-                Err(replaced(&table.name, "was dropped or renamed, and another one has its name"))
-            }
-            Some(_) | None => Ok(()),
-        }
-    }
-
     /// Matches the tables of a change that is to be applied with the sink's.
     async fn prepare(&mut self, relations: &[RelationId]) -> Result<(), Failure> {
         for id in relations {
@@ -261,12 +246,7 @@ impl<'a> Applier<'a> {
                 continue;
             }
             let relation = Arc::clone(&described.relation);
-            if let Some(table) = self.tables.get(id)
-                && (table.name.schema != relation.schema || table.name.name != relation.name)
-            {
-                let now = TableName::new(&relation.schema, &relation.name);
-                return Err(replaced(&table.name, &format!("was renamed to {now}")));
-            }
+            let relation = self.under_its_name(relation).await?;
             let traits = self.fit(&relation).await?;
             self.relations.insert(*id, Described { relation, traits: Some(traits) });
         }

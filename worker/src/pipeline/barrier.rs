@@ -22,6 +22,7 @@ impl Applier<'_> {
             self.ends.writer.note_arrival(&id).await?;
             self.is_writing = true;
             self.commit().await?;
+            self.ends.heartbeat_due.set();
             let checkpoint = self.checkpoint();
             self.ends.barriers.arrive(id.clone(), checkpoint, opening).await;
             let pause = began.elapsed();

@@ -23,6 +23,7 @@ use super::start::{Fenced, Resumed, Source};
 use crate::change::table::{SourceTable, TableName};
 use crate::change::travel::{Format, Versions, table_format};
 use crate::change::{Lsn, RelationId};
+use crate::evolve::same_rows;
 use crate::failure::Failure;
 use crate::incremental::{self, Copied};
 use crate::postgres::{End, classify};
@@ -157,7 +158,8 @@ async fn begin_ranges(
 
 /// Whether the source's rows have the columns, and lie in the file, of which some were copied.
 fn is_as_recorded(recorded: &BTreeMap<TableName, Recorded>, source: &Source, table: &SourceTable) -> bool {
-    recorded.get(&table.name).is_some_and(|known| source.shapes.get(&table.id) == Some(&known.shape))
+    let (before, now) = (recorded.get(&table.name), source.shapes.get(&table.id));
+    before.zip(now).is_some_and(|(before, now)| same_rows(&before.shape, now))
 }
 
 fn announce_begun(context: Context<'_>, tables: &[TableName]) {

@@ -1,5 +1,5 @@
-//! Heartbeats: after changes were applied the watch writes a mark into the source's log; where the stream meets it, it is
-//! noted in the sink; and the next run looks whether the source still has it.
+//! Heartbeats: after the position moved, by changes, a barrier or copied rows, the watch writes a mark into the source's log; where
+//! the stream meets it, it is noted in the sink; and the next run looks whether the source still has it.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};

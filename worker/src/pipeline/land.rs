@@ -81,6 +81,7 @@ impl Applier<'_> {
         }
         self.pass(position);
         self.commit().await?;
+        self.ends.heartbeat_due.set();
         self.open_range(false);
         Ok(())
     }

@@ -21,7 +21,7 @@ use super::start::{Assigned, Fenced, Source};
 use crate::batch::TableTraits;
 use crate::change::table::{SourceTable, TableName};
 use crate::change::{PresentTable, Relation, RelationId, TableShape};
-use crate::evolve::{Explanation, Occasion, explain, renamed_labels};
+use crate::evolve::{Explanation, Occasion, explain, renamed_labels, same_rows};
 use crate::failure::Failure;
 use crate::postgres::{End, Endpoint, Session};
 use crate::sink::{Foreseen, Reshaped, Rules, copy_needed};
@@ -138,10 +138,9 @@ pub(super) async fn check_unchanged(
 ) -> Result<(), Failure> {
     let ids: Vec<RelationId> = tables.iter().map(|table| table.id).collect();
     let now = source::shapes(session, &ids).await?;
-    let is_other = |table: &&SourceTable| {
-        let of = |shapes: &source::Shapes| shapes.get(&table.id).map(TableShape::of_rows);
-        let renames = |(before, now)| !renamed_labels(before, now).is_empty();
-        of(&now) != of(shapes) || shapes.get(&table.id).zip(now.get(&table.id)).is_some_and(renames)
+    let is_other = |table: &&SourceTable| match (shapes.get(&table.id), now.get(&table.id)) {
+        (Some(before), Some(now)) => !same_rows(before, now),
+        (before, now) => before != now,
     };
     match tables.iter().find(is_other) {
         None => Ok(()),
@@ -252,7 +251,8 @@ impl ShapeKeeper {
         Self { recorded, rules: rules(context), endpoint, session: None, announced, waiting: Vec::new() }
     }
 
-    async fn read(&mut self, id: RelationId) -> Result<PresentTable, Failure> {
+    /// The table as it is in the source by now.
+    pub(super) async fn read(&mut self, id: RelationId) -> Result<PresentTable, Failure> {
         let session = match self.session.take().filter(|session| !session.client.is_closed()) {
             Some(session) => session,
             None => self

@@ -17,7 +17,7 @@ use super::start::Fenced;
 use super::watch::{Announcer, Ended, watch_source};
 use super::{Context, Ready};
 use crate::change::table::TableName;
-use crate::change::{RelationId, TableShape};
+use crate::change::{Lsn, RelationId, TableShape};
 use crate::failure::Failure;
 use crate::source::{self, SlotName, StreamRequest};
 
@@ -70,7 +70,10 @@ pub(super) async fn stream(context: Context<'_>, ready: Ready) -> Result<(), Fai
         Ok(None) => return Ok(()),
         Err(failure) => return Err(noted(&mut fenced, failure).await?),
     };
-    let watched = Announcer { known, announce };
+    if is_mark_behind(&fenced).await? {
+        heartbeat_due.set();
+    }
+    let watched = Announcer::new(known, announce);
     let mut watch = watch_source(context, &fenced, assigned.followed, watched, heartbeat_due)?;
     context.status.enter(WorkerPhase::Streaming);
     tracing::info!(lsn = %checkpoint.end_lsn, sequence = checkpoint.sequence, "streaming");
@@ -93,6 +96,12 @@ pub(super) async fn stream(context: Context<'_>, ready: Ready) -> Result<(), Fai
             Err(explain_refusal(context, &mut fenced, &own, failure).await)
         }
     }
+}
+
+/// Tables were copied at once, or the last run ended before its mark.
+async fn is_mark_behind(fenced: &Fenced) -> Result<bool, Failure> {
+    let marked = fenced.started.heartbeat.map_or(Lsn(0), |mark| mark.commit_lsn);
+    Ok(fenced.sink.holds().await? > marked)
 }
 
 fn bounds(context: Context<'_>) -> Bounds {

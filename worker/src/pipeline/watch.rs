@@ -20,7 +20,7 @@ use crate::change::{HEARTBEAT_PREFIX, Heartbeat, PresentTable, RelationId, Table
 use crate::failure::Failure;
 use crate::postgres::{End, Endpoint, Session};
 use crate::serve::Metrics;
-use crate::source::{self, Drift, Followed, PublicationName, SlotName, SourceError};
+use crate::source::{self, Drift, Followed, PublicationName, Shapes, SlotName, SourceError};
 use crate::status::Status;
 
 const LOOK_EVERY: Duration = Duration::from_secs(3);
@@ -28,6 +28,9 @@ const LOOK_EVERY: Duration = Duration::from_secs(3);
 const LOOK_AT_TABLES_EVERY: Duration = Duration::from_secs(10);
 /// How long changes are applied while nobody can look.
 const BLIND_MAX: Duration = Duration::from_mins(1);
+/// Tables that are announced before the log and the others are looked at again, and how long that may take.
+const ANNOUNCED_MAX: usize = 32;
+const ANNOUNCE_FOR: Duration = LOOK_EVERY;
 /// Whoever comes after the watch in the queue for a lock waits as long.
 const LOCK_PATIENCE: Duration = Duration::from_secs(2);
 
@@ -95,18 +98,31 @@ struct Watch {
 /// Tells the stream about tables whose columns are not as they were.
 pub(super) struct Announcer {
     /// As the sink's rows are, or as they were announced since.
-    pub(super) known: HashMap<RelationId, TableShape>,
-    pub(super) announce: mpsc::UnboundedSender<Announced>,
+    known: HashMap<RelationId, TableShape>,
+    announce: mpsc::UnboundedSender<Announced>,
+    /// The last one that had its turn.
+    last: RelationId,
 }
 
 impl Announcer {
-    async fn look(&mut self, session: &Session) -> Result<(), SourceError> {
+    pub(super) fn new(
+        known: HashMap<RelationId, TableShape>,
+        announce: mpsc::UnboundedSender<Announced>,
+    ) -> Self {
+        Self { known, announce, last: RelationId(0) }
+    }
+
+    /// Whether all of them had their turn.
+    async fn look(&mut self, session: &Session) -> Result<bool, SourceError> {
         let ids: Vec<RelationId> = self.known.keys().copied().collect();
         let now = source::shapes(session, &ids).await?;
-        for (id, shape) in now {
-            if self.known.get(&id) == Some(&shape) {
-                continue;
+        let changed = self.changed(&now);
+        let began = Instant::now();
+        for (turn, id) in changed.iter().copied().enumerate() {
+            if turn == ANNOUNCED_MAX || began.elapsed() >= ANNOUNCE_FOR {
+                return Ok(false);
             }
+            self.last = id;
             let content = Uuid::new_v4().to_string();
             let mut told = None;
             let tell = |present: PresentTable| {
@@ -120,7 +136,16 @@ impl Announcer {
                 Err(error) => tracing::debug!("a table that was altered could not be looked at: {error}"),
             }
         }
-        Ok(())
+        Ok(true)
+    }
+
+    /// Tables that are not as they are known, first those after the last one that had its turn: some that cannot be announced
+    /// do not keep the others waiting.
+    fn changed(&self, now: &Shapes) -> Vec<RelationId> {
+        let is_other = |(id, shape): &(&RelationId, &TableShape)| self.known.get(id) != Some(*shape);
+        let changed = now.iter().filter(is_other).map(|(id, _)| *id);
+        let (before, after): (Vec<_>, Vec<_>) = changed.partition(|id| *id <= self.last);
+        after.into_iter().chain(before).collect()
     }
 }
 
@@ -177,9 +202,9 @@ impl Watch {
             let failure = Failure::new(Reason::TablesChanged, message);
             return Ok(Look::Changed(Ended { failure, lost }));
         }
-        self.announcer.look(&session).await?;
+        let is_all_announced = self.announcer.look(&session).await?;
         // A look that failed does not count: nobody would notice that all of them do.
-        self.tables_looked_at = Some(began);
+        self.tables_looked_at = Some(began).filter(|_| is_all_announced);
         Ok(Look::Usual(session))
     }
 
@@ -218,5 +243,26 @@ impl Watch {
                 Ok(None)
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_changed_table_has_its_turn_though_some_cannot_be_announced() {
+        let shape = |last_number| TableShape { last_number, ..TableShape::default() };
+        let ids = (1..=5).map(RelationId);
+        let (announce, _listening) = mpsc::unbounded_channel();
+        let mut announcer = Announcer::new(ids.clone().map(|id| (id, shape(1))).collect(), announce);
+        announcer.known.insert(RelationId(2), shape(2));
+        let now: Shapes = ids.map(|id| (id, shape(2))).collect();
+        let turns = |announcer: &Announcer| announcer.changed(&now).iter().map(|id| id.0).collect::<Vec<_>>();
+        assert_eq!(turns(&announcer), [1, 3, 4, 5]);
+        announcer.last = RelationId(3);
+        assert_eq!(turns(&announcer), [4, 5, 1, 3]);
+        announcer.last = RelationId(9);
+        assert_eq!(turns(&announcer), [1, 3, 4, 5]);
     }
 }

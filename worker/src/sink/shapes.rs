@@ -59,13 +59,14 @@ impl Sink {
         self.changes.left_out.get(table).is_some_and(|columns| columns.contains(column))
     }
 
-    /// The shapes of tables that were copied, or began to be.
+    /// The shapes of tables that were copied, or began to be, to where they are written now. One that goes somewhere else is
+    /// copied anew, and what has its new name may be somebody else's.
     pub async fn recorded(&self) -> Result<BTreeMap<TableName, Recorded>, Failure> {
         let sql = "SELECT source_schema, source_table, source_oid, shape, state IN ('ready', 'incremental') \
                        AND EXISTS (SELECT FROM pg_catalog.pg_class AS class \
                            JOIN pg_catalog.pg_namespace AS schema ON schema.oid = class.relnamespace \
                            WHERE schema.nspname = sink_schema AND class.relname = sink_table \
-                             AND class.oid::pg_catalog.int8 = sink_oid), left_out \
+                             AND class.oid::pg_catalog.int8 = sink_oid), left_out, sink_schema, sink_table \
                    FROM penstock.table_state WHERE uid = $1 AND shape IS NOT NULL";
         let doing = "reading the shapes of its tables";
         let rows =
@@ -80,6 +81,10 @@ impl Sink {
                 ))
             };
             let (name, source, text) = read().map_err(|error| failed(&error, doing))?;
+            let written = || Ok(TableName::new(row.try_get::<_, String>(6)?, row.try_get::<_, String>(7)?));
+            if written().map_err(|error: Error| failed(&error, doing))? != self.tables.sink_name(&name) {
+                continue;
+            }
             // What cannot be read is as good as not known: then nothing is made of a change but what the sink's columns say.
             let (Ok(source), Ok(shape)) = (u32::try_from(source), serde_json::from_str(&text)) else {
                 continue;

@@ -72,10 +72,8 @@ impl Sink {
                 found = self.mismatches_of(&placed, &name).await.map_err(|error| failed(&error, &doing))?;
             }
             if !found.is_empty() {
-                let known = read_state(&self.session.client, &self.owner.uid, source)
-                    .await
-                    .map_err(|error| failed(&error, &doing))?;
-                let state = known.map(|(_, state)| state);
+                let state =
+                    self.state_there(source, &name).await.map_err(|error| failed(&error, &doing))??;
                 let is_copied = self.first_copy == FirstCopy::Copied
                     && state.as_ref().is_some_and(|s| !is_to_be_copied(s));
                 let found = self.not_tolerated(&source.name, state, found);
@@ -86,6 +84,24 @@ impl Sink {
             }
         }
         if mismatches.is_empty() { Ok(()) } else { Err(mismatch(&mismatches)) }
+    }
+
+    /// How far the table is in its place of now. What is known of another place says nothing of this one.
+    ///
+    /// # Errors
+    /// `SinkTableOwned`: what is to be altered there, or dropped, is for its owner to say.
+    async fn state_there(
+        &self,
+        source: &SourceTable,
+        name: &TableName,
+    ) -> Result<Result<Option<TableState>, Failure>, Error> {
+        let (client, owner) = (&self.session.client, &self.owner);
+        let claim = ownership::read(client, owner, &source.name, name).await?;
+        if matches!(claim, Claim::Theirs { .. }) {
+            return Ok(claim.refuse(&source.name, name).map(|()| None));
+        }
+        let known = read_state(client, &owner.uid, source).await?;
+        Ok(Ok(known.filter(|(written, _)| written == name).map(|(_, state)| state)))
     }
 
     pub(super) async fn mismatches_of(

@@ -5,7 +5,9 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, ensure};
 use serde_json::json;
 
-use crate::support::{STATE, STREAMING, rig, since, told, wait_until_equal, wait_until_halted};
+use crate::support::{
+    STATE, STREAMING, TABLE, empty_rig, rig, since, told, wait_until_equal, wait_until_halted,
+};
 
 /// What always needs a person, with the statement that is told.
 const DESTRUCTIVE: [(&str, &str, &str); 3] = [
@@ -198,5 +200,43 @@ async fn a_table_that_is_not_the_pipelines_is_never_altered() -> Result<()> {
     let bound = "SELECT count(*) FROM pg_attribute WHERE attrelid = 'theirs.things'::regclass AND attnotnull AND attnum > 0";
     ensure!(rig.sink_value(bound).await? == "4", "somebody else's table was altered");
     ensure!(rig.sink_value("SELECT body FROM theirs.things").await? == "theirs");
+    Ok(())
+}
+
+/// Neither is it said that a person should: where another pipeline owns it, that is said; where nobody does, nobody is told to drop
+/// it, for its rows were not copied.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_table_that_is_not_the_pipelines_yet_is_neither_renamed_in_nor_told_to_be_dropped() -> Result<()> {
+    for (is_owned, reason) in [(true, "SinkTableOwned"), (false, "SinkTableMismatch")] {
+        let mut rig = empty_rig("Apply").await?;
+        let mood = "CREATE TYPE mood AS ENUM ('sad', 'fine'); ALTER TABLE things ADD COLUMN mood mood";
+        rig.on_source(&format!("{TABLE}; {mood}")).await?;
+        let mut worker = rig.start(0)?;
+        worker.wait_for_output(STREAMING).await?;
+        wait_until_equal(&rig, &["things"]).await?;
+        worker.terminate()?;
+        rig.on_sink(
+            "CREATE SCHEMA theirs; CREATE TYPE theirs.mood AS ENUM ('sad', 'fine');
+             CREATE TABLE theirs.things (id int PRIMARY KEY, body varchar(10), price numeric(6,2) NOT NULL, mood theirs.mood)",
+        )
+        .await?;
+        if is_owned {
+            rig.on_sink(
+                "INSERT INTO penstock.ownership (sink_schema, sink_table, uid, namespace, name, source_schema, source_table)
+                 VALUES ('theirs', 'things', 'another', 'default', 'another', 'public', 'things')",
+            )
+            .await?;
+        }
+        rig.on_source("ALTER TYPE mood RENAME VALUE 'sad' TO 'blue'").await?;
+        rig.manifest["spec"]["sink"]["postgres"]["schemaMap"] = json!({"public": "theirs"});
+        let from = worker.output()?.len();
+        let worker = rig.start(0)?;
+        worker.wait_for_output("\"reason\":\"SinkTable").await?;
+        let said = since(&worker, from)?;
+        ensure!(said.contains(&format!("\"reason\":\"{reason}\"")), "{}", worker.tail()?);
+        ensure!(!said.contains("DROP TABLE"), "{}", worker.tail()?);
+        let labels = "SELECT string_agg(enumlabel, ' ' ORDER BY enumsortorder) FROM pg_enum WHERE enumtypid = 'theirs.mood'::regtype";
+        ensure!(rig.sink_value(labels).await? == "sad fine", "somebody else's type was altered");
+    }
     Ok(())
 }

@@ -58,6 +58,44 @@ async fn a_partition_that_was_unlogged_for_a_moment_is_copied_again() -> Result<
     Ok(())
 }
 
+/// The usual way to bring a month in: nobody ever saw it UNLOGGED.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_partition_that_was_made_unlogged_and_filled_before_anybody_looked_is_copied() -> Result<()> {
+    let month = |from: u32| {
+        let to = from + 1000;
+        format!(
+            "CREATE UNLOGGED TABLE of_{from} PARTITION OF things FOR VALUES FROM ({from}) TO ({to});
+             INSERT INTO of_{from} SELECT g FROM generate_series({from}, {from} + 99) g;
+             ALTER TABLE of_{from} SET LOGGED"
+        )
+    };
+    for version in [Version::V14, Version::V18] {
+        let mut rig = rig_on(start_servers(version, Version::V15).await?, "Apply").await?;
+        let mut worker = streaming(&mut rig, PARTITIONED, None).await?;
+        rig.on_source(&month(2000)).await?;
+        rig.wait_for("SELECT count(*) FROM things", "110").await.context(version)?;
+        wait_until_equal(&rig, &["things"]).await?;
+        // And while nobody looks.
+        worker.terminate()?;
+        rig.on_source(&month(3000)).await?;
+        let mut worker = rig.start(0)?;
+        rig.wait_for("SELECT count(*) FROM things", "210").await.context(version)?;
+        wait_until_equal(&rig, &["things"]).await?;
+        // One that was never anything else causes no copy.
+        worker.terminate()?;
+        let before = worker.output()?.len();
+        rig.on_source("CREATE TABLE of_4000 PARTITION OF things FOR VALUES FROM (4000) TO (5000)").await?;
+        rig.on_source("INSERT INTO things SELECT g FROM generate_series(4000, 4099) g").await?;
+        let worker = rig.start(0)?;
+        rig.wait_for("SELECT count(*) FROM things", "310").await.context(version)?;
+        let part = rig.source_value("SELECT 'of_4000'::regclass::oid").await?;
+        rig.wait_for(&format!("SELECT shape LIKE '%\"id\":{part},%' FROM penstock.table_state"), "t").await?;
+        wait_until_equal(&rig, &["things"]).await?;
+        ensure!(!worker.output()?[before..].contains(COPIED_AGAIN), "{version}: a copy for nothing");
+    }
+    Ok(())
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_table_that_was_unlogged_under_a_publication_of_all_or_of_its_schema_is_copied_again() -> Result<()>
 {
