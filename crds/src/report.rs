@@ -153,6 +153,8 @@ pub enum NoticeReason {
     VolumeAheadOfSink,
     /// An unfinished table is copied again from its beginning.
     SnapshotRestarted,
+    /// A table is not copied yet, because transactions that were running before have not ended.
+    SnapshotWaits,
     /// All tables are copied.
     SnapshotCompleted,
     /// Tables are copied again because the annotation `penstock.dev/resnapshot` asks for it.

@@ -62,9 +62,13 @@ async fn a_transaction_that_is_prepared_when_the_pipeline_begins_is_named_waited
 {
     let rig = rig(Version::V17, &[]).await?;
     rig.on_source("BEGIN; INSERT INTO t VALUES (2); PREPARE TRANSACTION 'early'").await?;
+    // It is named, and not one that is younger.
+    let younger = rig.source.connect(DATABASE).await?;
+    younger.run("BEGIN; SELECT pg_current_xact_id()").await?;
     let worker = rig.start(0)?;
     worker.wait_for_output("the prepared transaction 'early'").await?;
     ensure!(rig.source_value("SELECT count(*) FROM pg_replication_slots").await? == "0", "a slot was made");
+    younger.run("COMMIT").await?;
     rig.on_source("COMMIT PREPARED 'early'").await?;
     rig.wait_for(IDS, "1 2").await?;
     rig.on_source("INSERT INTO t VALUES (3)").await?;
@@ -75,8 +79,8 @@ async fn a_transaction_that_is_prepared_when_the_pipeline_begins_is_named_waited
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_transaction_that_is_prepared_when_a_table_is_copied_beside_the_stream_is_waited_for() -> Result<()>
-{
+async fn a_transaction_that_is_prepared_when_a_table_is_copied_beside_the_stream_is_waited_for_and_told()
+-> Result<()> {
     let rig = rig(Version::V16, &[]).await?;
     rig.on_source("INSERT INTO t SELECT g FROM generate_series(10, 3000) g").await?;
     let worker = streaming(&rig).await?;
@@ -90,8 +94,10 @@ async fn a_transaction_that_is_prepared_when_a_table_is_copied_beside_the_stream
     rig.on_sink("DELETE FROM t WHERE id < 100").await?;
     let output = rig.command(&["resnapshot", "public.t"])?;
     ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    worker.wait_for_output("copying rows while changes are streamed").await?;
-    tokio::time::sleep(Duration::from_secs(3)).await;
+    // And a person hears of it, while the others are streamed.
+    let patience = Duration::from_mins(4);
+    worker.wait_for_output_within("\"reason\":\"SnapshotWaits\"", patience).await?;
+    ensure!(worker.output()?.contains("the oldest: the prepared transaction 'COMMIT'"), "{}", worker.tail()?);
     ensure!(
         rig.sink_value("SELECT state FROM penstock.table_state").await? == "incremental",
         "not waited for"

@@ -34,6 +34,12 @@ impl Applier<'_> {
         let current = self.ranges.current();
         match answer {
             RangeAnswer::Seen(snapshot) => self.each_incremental(|_, table| table.seen(&snapshot)),
+            RangeAnswer::Waits { oldest } => self.ends.status.notice(
+                NoticeReason::SnapshotWaits,
+                format!(
+                    "rows are copied when the transactions that were running at the source have ended; the oldest: {oldest}"
+                ),
+            ),
             RangeAnswer::Opened(snapshot) => {
                 let mut is_usable = false;
                 self.each_incremental(|relation, table| {

@@ -18,7 +18,7 @@ pub(super) struct Look {
     pub(super) is_over: bool,
     /// The snapshot that was looked at, as the server writes it.
     pub(super) snapshot: String,
-    /// The oldest that has not ended, or is the oldest of all: two looks, one after the other.
+    /// The oldest that has not ended, prepared or not, as it was just before the snapshot or just after.
     pub(super) oldest: String,
 }
 
@@ -32,11 +32,13 @@ impl Horizon {
     pub(super) async fn look(&self, client: &Client) -> Result<Look, Error> {
         let sql = format!(
             "SELECT pg_catalog.pg_snapshot_xmin(s) >= {}::xid8, s::text, coalesce(( \
-               SELECT pg_catalog.format('process %s, application %s, since %s', a.pid, a.application_name, a.xact_start) \
-               FROM pg_catalog.pg_stat_activity AS a WHERE a.backend_xid IS NOT NULL \
-               ORDER BY pg_catalog.age(a.backend_xid) DESC LIMIT 1), ( \
-               SELECT pg_catalog.format('the prepared transaction %L, since %s', p.gid, p.prepared) \
-               FROM pg_catalog.pg_prepared_xacts AS p ORDER BY pg_catalog.age(p.transaction) DESC LIMIT 1), 'not known') \
+               SELECT running.who FROM ( \
+                 SELECT a.backend_xid AS xid, pg_catalog.format('process %s, application %s, since %s', \
+                   a.pid, a.application_name, a.xact_start) AS who \
+                 FROM pg_catalog.pg_stat_activity AS a WHERE a.backend_xid IS NOT NULL \
+                 UNION ALL SELECT p.transaction, pg_catalog.format('the prepared transaction %L, since %s', p.gid, p.prepared) \
+                 FROM pg_catalog.pg_prepared_xacts AS p) AS running \
+               ORDER BY pg_catalog.age(running.xid) DESC LIMIT 1), 'not known') \
              FROM pg_catalog.pg_current_snapshot() AS s",
             quote_literal(&self.0)
         );

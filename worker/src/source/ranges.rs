@@ -38,6 +38,8 @@ const RANGE_ROWS_MAX: usize = 20_000;
 const RANGE_GROWTH: usize = 8;
 const OLD_TRANSACTIONS_POLL: Duration = Duration::from_millis(250);
 const OLD_TRANSACTIONS_LOG: Duration = Duration::from_secs(10);
+/// After this long a person hears of it: whoever forgot a transaction does not know that a copy waits.
+const OLD_TRANSACTIONS_TELL: Duration = Duration::from_mins(1);
 /// How long a range stays open that nobody reads.
 const OPEN_FOR: Duration = Duration::from_secs(5);
 /// Before a snapshot that could not be used is followed by another.
@@ -61,6 +63,11 @@ pub struct RangeRequest {
 pub enum RangeAnswer {
     /// A snapshot was looked at; no range is open yet.
     Seen(Arc<Snapshot>),
+    /// No range is opened for a while now: transactions that were running when the stream began have not ended.
+    Waits {
+        /// The oldest of them.
+        oldest: String,
+    },
     /// The range will be read in this snapshot, if [`RangeReader::read`] says so.
     Opened(Arc<Snapshot>),
     /// The rows.
@@ -241,6 +248,7 @@ impl Worker {
     async fn wait_for_old_transactions(&self, session: &Session) -> Result<(), SourceError> {
         let horizon = Horizon::now(session).await.map_err(|error| failed(&error))?;
         let mut next_log = Instant::now() + OLD_TRANSACTIONS_LOG;
+        let mut tell_at = Some(Instant::now() + OLD_TRANSACTIONS_TELL);
         loop {
             let Look { is_over, snapshot, oldest } =
                 horizon.look(session).await.map_err(|error| failed(&error))?;
@@ -251,6 +259,9 @@ impl Worker {
             if Instant::now() >= next_log {
                 tracing::info!(%oldest, "rows are copied when the transactions that were running at the source have ended");
                 next_log += OLD_TRANSACTIONS_LOG;
+            }
+            if tell_at.take_if(|at| *at <= Instant::now()).is_some() {
+                self.answer(RangeAnswer::Waits { oldest });
             }
             sleep(OLD_TRANSACTIONS_POLL).await;
         }
