@@ -223,7 +223,8 @@ fn slot_is_missing(sink: &Checkpoint, is_promoted: bool) -> Failure {
 fn slot_is_another(slot: Lsn, volume: &Record, sink: &Checkpoint) -> Failure {
     let message = format!(
         "The replication slot stands at {slot}, but the worker never told the source more than {}: somebody made it anew or moved \
-         it, so changes after {} may be lost (or sink and volume were both restored to an older state). {BEGIN_ANEW} {ACCEPT_LOSS}",
+         it, so changes after {} may be lost. Or sink and volume were both restored to an older state: then restore the sink to a later \
+         one, and nothing is lost. {BEGIN_ANEW} {ACCEPT_LOSS}",
         volume.checkpoint.end_lsn, sink.end_lsn
     );
     Failure::new(Reason::SlotMissing, message)
