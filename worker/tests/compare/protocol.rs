@@ -57,7 +57,7 @@ async fn a_barrier_that_is_repeated_by_somebody_is_met_once() -> Result<()> {
     let worker = streaming(&rig).await?;
     let uid = uid(&rig).await?;
     rig.on_sink(&format!(
-        "INSERT INTO penstock.barrier (uid, nonce, kind, expires_at) VALUES ('{uid}', '{FORGED}', 'comparison', now() + '3 s')"
+        "INSERT INTO penstock.barrier (uid, nonce, kind, expires_at) VALUES ('{uid}', '{FORGED}', 'comparison', now() + '1 hour')"
     ))
     .await?;
     emit(&rig, &format!("{FORGED} {uid}")).await?;
@@ -70,6 +70,7 @@ async fn a_barrier_that_is_repeated_by_somebody_is_met_once() -> Result<()> {
     rig.wait_until_caught_up().await?;
     ensure!(rig.sink_value(arrived).await? == first && pauses(&worker)?.len() == 1, "{first}");
     // Nobody renews it: the worker lets its snapshot go, and removes it.
+    rig.on_sink("UPDATE penstock.barrier SET expires_at = now()").await?;
     rig.wait_for("SELECT count(*) FROM penstock.barrier", "0").await?;
     rig.wait_for("SELECT count(*) FROM pg_stat_activity WHERE application_name LIKE 'penstock/%' AND state LIKE 'idle in transaction%'", "0").await
 }
@@ -129,14 +130,13 @@ async fn a_shard_without_a_worker_leaves_the_question_open() -> Result<()> {
     let rig = rig().await?;
     let mut worker = streaming(&rig).await?;
     worker.terminate()?;
-    let said = compare(&rig, &["--timeout", "3"])?;
+    let said = compare(&rig, &["--timeout", "15"])?;
     ensure!(
-        said.code == 2 && said.errors.contains("The workers of shards 0 have not met the barrier within 3 s"),
+        said.code == 2
+            && said.errors.contains("The workers of shards 0 have not met the barrier within 15 s"),
         "{said:#?}"
     );
-    let slots = "SELECT count(*) FROM pg_replication_slots";
-    tokio::time::sleep(Duration::from_millis(500)).await;
-    ensure!(rig.source_value(slots).await? == "1", "the comparison left its slot");
+    rig.wait_for_at_source(SLOTS, "0").await?;
     let _worker = streaming(&rig).await?;
     let said = compare(&rig, &["public.nothing"])?;
     ensure!(
@@ -154,7 +154,7 @@ async fn a_worker_that_dies_at_a_barrier_does_not_keep_the_comparison_waiting() 
     // The source is quiet, so the first commit is that of the barrier.
     let mut worker = rig.start_with_failpoints("AfterSinkCommit=return(abort)")?;
     let comparing = Arc::clone(&rig);
-    let comparison = tokio::spawn(async move { compare(&comparing, &["--timeout", "60", "--log", "info"]) });
+    let comparison = tokio::spawn(async move { compare(&comparing, &["--timeout", "600", "--log", "info"]) });
     ensure!(worker.ended().await?.is_some(), "the worker outlived the barrier");
     ensure!(!comparison.is_finished(), "the worker may still come back");
     let began = Instant::now();
@@ -162,7 +162,7 @@ async fn a_worker_that_dies_at_a_barrier_does_not_keep_the_comparison_waiting() 
     let said = comparison.await??;
     ensure!(said.code == 0, "{said:#?}");
     ensure!(said.errors.contains("its worker ended at the barrier"), "{said:#?}");
-    ensure!(began.elapsed() < Duration::from_secs(50), "the first barrier was waited for to its end");
+    ensure!(began.elapsed() < Duration::from_mins(5), "the first barrier was waited for to its end");
     Ok(())
 }
 
@@ -211,18 +211,13 @@ async fn a_source_that_gives_no_snapshot_is_not_waited_for_longer_than_asked() -
     let _worker = streaming(&rig).await?;
     let client = rig.source.connect(&rig.database).await?;
     client.run("BEGIN; SELECT pg_current_xact_id()").await?;
-    let said = compare(&rig, &["--timeout", "2"])?;
+    let said = compare(&rig, &["--timeout", "10"])?;
     ensure!(
         said.code == 2 && said.errors.contains("a transaction that began before is still open"),
         "{said:#?}"
     );
     // Although the transaction is still open.
-    let mut slots = String::new();
-    for _ in 0..50 {
-        slots = rig.source_value("SELECT count(*) FROM pg_replication_slots").await?;
-        tokio::time::sleep(Duration::from_millis(100)).await;
-    }
-    ensure!(slots == "1", "the server still makes the slot that nobody wants");
+    rig.wait_for_at_source(SLOTS, "0").await?;
     ensure!(rig.sink_value("SELECT count(*) FROM penstock.barrier").await? == "0", "a barrier was left");
     client.run("COMMIT").await
 }

@@ -14,6 +14,7 @@ use crate::support::*;
 
 /// Longer than any answer takes that comes.
 const NO_ANSWER: Duration = Duration::from_secs(2);
+const PATIENCE: Duration = Duration::from_mins(3);
 
 #[tokio::test]
 async fn rows_and_checkpoint_are_committed_together() {
@@ -120,13 +121,22 @@ async fn run_from_before_a_restore_cannot_commit() {
     assert_failed(zombie.writer(0).await.unwrap().commit(&after(1)).await, Reason::Fenced);
 }
 
+async fn wait_until(database: &Database, query: &str, expected: &str) {
+    let wait = async {
+        while database.value(query).await != expected {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    timeout(PATIENCE, wait).await.unwrap_or_else(|_| panic!("{query}: never {expected}"));
+}
+
 /// The answer to COMMIT is lost, nobody knows whether it happened, and the same batch comes again.
 #[tokio::test]
 async fn lost_commit_answer_is_not_applied_twice() {
-    // No key: nothing but the fence keeps the row from being doubled. COMMIT takes a moment.
+    // No key: nothing but the fence keeps the row from being doubled. COMMIT waits for a lock.
     let database = Database::with(
         "CREATE TABLE t (id bigint, note text);
-         CREATE FUNCTION wait() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN PERFORM pg_sleep(0.5); RETURN NULL; END';
+         CREATE FUNCTION wait() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN PERFORM pg_advisory_xact_lock(7); RETURN NULL; END';
          CREATE CONSTRAINT TRIGGER slow AFTER INSERT ON t DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION wait()",
     )
     .await;
@@ -138,11 +148,14 @@ async fn lost_commit_answer_is_not_applied_twice() {
     writer.describe(&relation).await.unwrap();
     writer.write(vec![insert([note(1, "once")])]).await.unwrap();
 
+    database.sql.run("SELECT pg_advisory_lock(7)").await.unwrap();
     let lose_answer_of_commit = async {
-        let committing = "SELECT count(*) FROM pg_stat_activity WHERE query = 'COMMIT' AND state = 'active' \
+        let committing = "SELECT count(*) FROM pg_stat_activity WHERE query = 'COMMIT' AND wait_event = 'advisory' \
                           AND datname = current_database()";
-        while database.value(committing).await == "0" {}
+        wait_until(&database, committing, "1").await;
         proxy.set(Mode::DropAnswers);
+        database.sql.run("SELECT pg_advisory_unlock(7)").await.unwrap();
+        wait_until(&database, "SELECT count(*) FROM t", "1").await;
     };
     let checkpoint = after(1);
     let commit = timeout(NO_ANSWER, writer.commit(&checkpoint));
