@@ -150,7 +150,9 @@ async fn a_shard_without_a_worker_leaves_the_question_open() -> Result<()> {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_worker_that_dies_at_a_barrier_does_not_keep_the_comparison_waiting() -> Result<()> {
     let rig = Arc::new(rig().await?);
-    streaming(&rig).await?.terminate()?;
+    let mut worker = streaming(&rig).await?;
+    rig.wait_for("SELECT heartbeat_lsn IS NOT NULL FROM penstock.checkpoint", "t").await?;
+    worker.terminate()?;
     // The source is quiet, so the first commit is that of the barrier.
     let mut worker = rig.start_with_failpoints("AfterSinkCommit=return(abort)")?;
     let comparing = Arc::clone(&rig);
