@@ -53,12 +53,26 @@ pub async fn run(
     stop: &CancellationToken,
 ) -> Result<(), Failure> {
     let context = Context { settings, status, metrics, stop };
-    silence::unless_sink_is_silent(context, Box::pin(attempt(context))).await
+    while let Ended::TablesExchanged =
+        silence::unless_sink_is_silent(context, Box::pin(attempt(context))).await?
+    {}
+    Ok(())
 }
 
-async fn attempt(context: Context<'_>) -> Result<(), Failure> {
+/// How an attempt ended well.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Ended {
+    /// It was asked to stop.
+    Stopped,
+    /// The lineage's tables are other ones now: the next attempt begins at once.
+    TablesExchanged,
+}
+
+async fn attempt(context: Context<'_>) -> Result<Ended, Failure> {
     // Until rows are streamed a stop is no different from a crash: nothing needs to be finished.
-    let Some(ready) = context.stop.run_until_cancelled(prepare(context)).await else { return Ok(()) };
+    let Some(ready) = context.stop.run_until_cancelled(prepare(context)).await else {
+        return Ok(Ended::Stopped);
+    };
     // 9. The changes.
     stream::stream(context, ready?).await
 }

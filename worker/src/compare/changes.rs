@@ -86,6 +86,13 @@ pub(super) struct Delta {
     pub(super) values: Vec<Option<String>>,
 }
 
+impl TableChanges {
+    /// Nothing is known to have changed.
+    pub(super) fn is_empty(&self) -> bool {
+        self.void.is_none() && self.rows.is_empty() && self.deltas.is_empty()
+    }
+}
+
 #[derive(Debug)]
 struct Shape {
     relation: Relation,

@@ -14,7 +14,7 @@ const CHAR: [u32; 2] = [18, 1002];
 const CHAR_OCTAL_SINCE: u32 = 16;
 
 /// A table at both ends.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Pair {
     pub(super) subject: Subject,
     pub(super) streamed: Streamed,

@@ -83,6 +83,13 @@ impl Side {
         Self { end, endpoint, sessions }
     }
 
+    /// Ends the transactions, and with them the locks.
+    pub(super) async fn close(self) {
+        for session in self.sessions {
+            session.close().await;
+        }
+    }
+
     /// The first session: for what is read once.
     pub(super) fn session(&self) -> Result<&Session, Failure> {
         let none =

@@ -63,6 +63,8 @@ pub(super) struct Applier<'a> {
     /// Ranges whose rows are in the open sink transaction.
     pub(super) copied: Vec<CopiedRange>,
     pub(super) shapes: ShapeKeeper,
+    /// Nothing can be written any more as it was: the attempt ends.
+    pub(super) tables_are_exchanged: bool,
 }
 
 pub(super) struct Described {
@@ -141,6 +143,7 @@ impl<'a> Applier<'a> {
             ranges,
             copied: Vec::new(),
             shapes,
+            tables_are_exchanged: false,
         }
     }
 

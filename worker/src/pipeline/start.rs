@@ -68,7 +68,7 @@ pub(super) struct Resumed {
 /// Step 1.
 pub(super) fn open_volume(context: Context<'_>) -> Result<Volume, Failure> {
     let settings = context.settings;
-    let identity = Identity { uid: settings.pipeline.uid.clone(), shard: settings.shard };
+    let identity = Identity { uid: settings.pipeline.lineage.key().clone(), shard: settings.shard };
     let volume = tokio::task::block_in_place(|| Volume::open(&settings.state_dir, &identity))?;
     if let Some(file) = volume.set_aside() {
         tracing::warn!(file = %file.display(), "the checkpoint on the volume was damaged and is set aside");
@@ -112,10 +112,10 @@ pub(super) async fn fence(context: Context<'_>, source: &Source, volume: &Volume
     let settings = context.settings;
     let pipeline = &settings.pipeline;
     let owner = Owner {
-        uid: pipeline.uid.clone(),
+        lineage: pipeline.lineage.clone(),
         namespace: pipeline.namespace.clone(),
         name: pipeline.name.clone(),
-        revision: settings.revision.clone(),
+        revision: pipeline.revision.clone(),
         revision_number: settings.revision_number,
         shard: settings.shard,
         shards: pipeline.manifest.spec.worker.shards,
@@ -126,7 +126,7 @@ pub(super) async fn fence(context: Context<'_>, source: &Source, volume: &Volume
     let log = SourceIdentity {
         system_id: identity.system_id.clone(),
         timeline: identity.timeline,
-        slot: SlotName::of_shard(&pipeline.uid, settings.shard).as_str().to_owned(),
+        slot: SlotName::of_shard(pipeline.lineage.key(), settings.shard).as_str().to_owned(),
     };
     let tables = TableMap::new(pipeline.manifest.spec.sink.postgres.schema_map.clone());
     let (mut sink, started) = sink::start(pipeline.sink.clone(), owner, tables, &log).await?;
@@ -324,7 +324,7 @@ pub(super) async fn begin(
         }
     };
     let record = Record {
-        revision: context.settings.revision.clone(),
+        revision: context.settings.pipeline.revision.clone(),
         epoch: fenced.started.epoch,
         checkpoint: resumed.checkpoint,
         source: decided::log_of(fenced),

@@ -14,8 +14,8 @@ use super::heartbeat::{Due, recognise};
 use super::ranges::Ranges;
 use super::shapes::{ShapeKeeper, explain_refusal};
 use super::start::Fenced;
-use super::watch::{Announcer, Ended, watch_source};
-use super::{Context, Ready};
+use super::watch::{Announcer, Ended as WatchEnded, watch_source};
+use super::{Context, Ended, Ready};
 use crate::change::table::TableName;
 use crate::change::{Lsn, RelationId, TableShape};
 use crate::failure::Failure;
@@ -28,7 +28,7 @@ const STOP_PATIENCE: Duration = Duration::from_secs(30);
 /// How often the sink hears of a transaction that waits for the rest of the source's; it ends one after 60 s.
 const KEEP_OPEN_EVERY: Duration = Duration::from_secs(15);
 
-pub(super) async fn stream(context: Context<'_>, ready: Ready) -> Result<(), Failure> {
+pub(super) async fn stream(context: Context<'_>, ready: Ready) -> Result<Ended, Failure> {
     let Ready { mut volume, mut fenced, checkpoint, from, tables, ranges, assigned } = ready;
     let settings = context.settings;
     let request = StreamRequest {
@@ -67,7 +67,7 @@ pub(super) async fn stream(context: Context<'_>, ready: Ready) -> Result<(), Fai
     context.status.durable(checkpoint.sequence, checkpoint.end_lsn, None);
     let first = match recognise(context, &mut fenced, &mut applier.ends.reader, from.mark).await {
         Ok(Some(first)) => first,
-        Ok(None) => return Ok(()),
+        Ok(None) => return Ok(Ended::Stopped),
         Err(failure) => return Err(noted(&mut fenced, failure).await?),
     };
     if is_mark_behind(&fenced).await? {
@@ -82,13 +82,16 @@ pub(super) async fn stream(context: Context<'_>, ready: Ready) -> Result<(), Fai
     let run = async {
         for frame in first {
             applier.take(frame).await?;
+            if applier.tables_are_exchanged {
+                return Ok(Ended::TablesExchanged);
+            }
         }
         apply_until_stopped(context, &mut applier, &mut watch).await
     };
     match run.await {
-        Ok(()) => {
+        Ok(ended) => {
             applier.close().await;
-            Ok(())
+            Ok(ended)
         }
         Err(failure) => {
             drop(applier);
@@ -126,8 +129,8 @@ async fn noted(fenced: &mut Fenced, failure: Failure) -> Result<Failure, Failure
 async fn apply_until_stopped(
     context: Context<'_>,
     applier: &mut Applier<'_>,
-    watch: &mut AbortOnDropHandle<Ended>,
-) -> Result<(), Failure> {
+    watch: &mut AbortOnDropHandle<WatchEnded>,
+) -> Result<Ended, Failure> {
     let far = Duration::from_hours(1);
     let timer = tokio::time::sleep(far);
     tokio::pin!(timer);
@@ -135,8 +138,11 @@ async fn apply_until_stopped(
     keep_open.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut stop_by: Option<Instant> = None;
     loop {
+        if applier.tables_are_exchanged {
+            return Ok(Ended::TablesExchanged);
+        }
         if stop_by.is_some() && applier.is_between_transactions() {
-            return applier.commit().await;
+            return applier.commit().await.map(|()| Ended::Stopped);
         }
         let due = applier.commit_due().or(stop_by).unwrap_or_else(|| Instant::now() + far);
         timer.as_mut().reset(due.into());
@@ -146,12 +152,12 @@ async fn apply_until_stopped(
             () = &mut timer => {
                 if stop_by.is_some_and(|by| by <= Instant::now()) {
                     tracing::warn!("the source transaction under way is too long to wait for; it is applied after the next start");
-                    return Ok(());
+                    return Ok(Ended::Stopped);
                 }
                 applier.commit().await?;
             }
             found = &mut *watch => {
-                let Ended { failure, lost } = found.unwrap_or_else(|error| watch_broke(&error).into());
+                let WatchEnded { failure, lost } = found.unwrap_or_else(|error| watch_broke(&error).into());
                 for table in &lost {
                     applier.ends.writer.copy_again(table).await?;
                 }

@@ -47,7 +47,7 @@ pub(super) fn watch_source(
         endpoint: settings.pipeline.source.clone(),
         slot: fenced.slot.clone(),
         publication: fenced.publication.clone(),
-        uid: settings.pipeline.uid.clone(),
+        uid: settings.pipeline.lineage.key().clone(),
         shard: settings.shard,
         heartbeat_due,
         followed,

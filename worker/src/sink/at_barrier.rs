@@ -52,6 +52,20 @@ pub async fn open_at_barrier(
     futures::future::try_join_all(open).await
 }
 
+/// Sessions that see the sink as it is now, in transactions that read only.
+///
+/// # Errors
+/// The sink does not answer or refuses.
+pub async fn open_now(endpoint: &Endpoint, count: usize) -> Result<Vec<Session>, Failure> {
+    let open = (0..count.max(1)).map(async |_| {
+        let session = session::open(endpoint, "penstock compare", Purpose::Control).await?;
+        let begin = "BEGIN ISOLATION LEVEL REPEATABLE READ, READ ONLY";
+        session.batch_execute(begin).await.map_err(|error| failed(&error, DOING))?;
+        Ok(session)
+    });
+    futures::future::try_join_all(open).await
+}
+
 /// Whether the shard's checkpoint in the snapshot is this one.
 ///
 /// # Errors
@@ -96,6 +110,44 @@ pub async fn tables_at_barrier(
         rows.iter().map(table).collect::<Result<_, Error>>()
     };
     read.await.map_err(|error| failed(&error, DOING))
+}
+
+/// What names the rows of a table in the sink.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct KeyAtBarrier {
+    /// Columns of the primary key; empty without one.
+    pub columns: Vec<String>,
+    /// Their types come with every server.
+    pub is_built_in: bool,
+    /// Rows of the table, as the sink's statistics estimate them.
+    pub estimated_rows: u64,
+}
+
+/// What names the rows of a table.
+///
+/// # Errors
+/// The sink does not answer.
+pub async fn key_at_barrier(session: &Session, table: &TableName) -> Result<KeyAtBarrier, Failure> {
+    let sql = "SELECT ARRAY(SELECT a.attname::pg_catalog.text FROM pg_catalog.pg_index AS i \
+                   CROSS JOIN LATERAL pg_catalog.unnest(i.indkey::pg_catalog.int2[]) WITH ORDINALITY AS k (attnum, place) \
+                   JOIN pg_catalog.pg_attribute AS a ON a.attrelid = c.oid AND a.attnum = k.attnum \
+                   WHERE i.indrelid = c.oid AND i.indisprimary AND k.place <= i.indnkeyatts ORDER BY k.place), \
+                   NOT EXISTS (SELECT FROM pg_catalog.pg_index AS i JOIN pg_catalog.pg_attribute AS a \
+                       ON a.attrelid = c.oid AND a.attnum = ANY (i.indkey) \
+                       WHERE i.indrelid = c.oid AND i.indisprimary AND a.atttypid >= 16384), \
+                   c.reltuples::pg_catalog.int8 \
+               FROM pg_catalog.pg_class AS c JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace \
+               WHERE n.nspname = $1 AND c.relname = $2";
+    let read = async {
+        let row = session.query_one(sql, &[&table.schema, &table.name]).await?;
+        let rows: i64 = row.try_get(2)?;
+        Ok(KeyAtBarrier {
+            columns: row.try_get(0)?,
+            is_built_in: row.try_get(1)?,
+            estimated_rows: u64::try_from(rows).unwrap_or_default(),
+        })
+    };
+    read.await.map_err(|error: Error| failed(&error, DOING))
 }
 
 fn table(row: &Row) -> Result<TableAtBarrier, Error> {

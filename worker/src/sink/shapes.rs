@@ -70,7 +70,7 @@ impl Sink {
                    FROM penstock.table_state WHERE uid = $1 AND shape IS NOT NULL";
         let doing = "reading the shapes of its tables";
         let rows =
-            self.session.query(sql, &[&self.owner.uid]).await.map_err(|error| failed(&error, doing))?;
+            self.session.query(sql, &[self.owner.key()]).await.map_err(|error| failed(&error, doing))?;
         let mut recorded = BTreeMap::new();
         for row in rows {
             let read = || -> Result<(TableName, i64, String), Error> {
@@ -121,11 +121,11 @@ impl Sink {
         for (table, shape) in shapes {
             let left_out: Vec<&String> = self.changes.left_out.get(table).into_iter().flatten().collect();
             transaction
-                .execute(sql, &[&self.owner.uid, &table.schema, &table.name, &written(shape), &left_out])
+                .execute(sql, &[self.owner.key(), &table.schema, &table.name, &written(shape), &left_out])
                 .await
                 .map_err(|error| failed(&error, doing))?;
             // What was copied in another shape is not kept.
-            forget_chunks(&transaction, &self.owner.uid, table)
+            forget_chunks(&transaction, self.owner.key(), table)
                 .await
                 .map_err(|error| failed(&error, doing))?;
         }
@@ -179,7 +179,7 @@ impl Sink {
             let name = self.tables.sink_name(&source.name);
             let doing = format!("comparing the sink table {name}");
             let error = |error: Error| failed(&error, &doing);
-            let known = read_state(&self.session.client, &self.owner.uid, source).await.map_err(error)?;
+            let known = read_state(&self.session.client, self.owner.key(), source).await.map_err(error)?;
             let Some((written, state)) = known else { continue };
             // One that it is to be written into from now on may be somebody else's.
             if written != name || !extensions.missing(source).is_empty() {

@@ -13,7 +13,7 @@ use super::made_types::{ExtensionTypes, make_types, type_differences};
 use super::ownership::{self, Claim};
 use super::shapes::is_to_be_copied;
 use super::state::{TableState, fenced_ddl_transaction, read_state, write_state};
-use super::{Sink, ddl};
+use super::{Sink, ddl, layout};
 use crate::change::table::{SourceTable, TableName, quote_identifier};
 use crate::failpoint::{Point, reach};
 use crate::failure::Failure;
@@ -100,7 +100,7 @@ impl Sink {
         if matches!(claim, Claim::Theirs { .. }) {
             return Ok(claim.refuse(&source.name, name).map(|()| None));
         }
-        let known = read_state(client, &owner.uid, source).await?;
+        let known = read_state(client, owner.key(), source).await?;
         Ok(Ok(known.filter(|(written, _)| written == name).map(|(_, state)| state)))
     }
 
@@ -141,7 +141,7 @@ impl Sink {
         let Self { session, run, owner, tables, .. } = self;
         let transaction = fenced_ddl_transaction(session, run, &doing).await?;
         let error = |error: Error| preparation_failed(&error, &name, &doing);
-        let known = read_state(&transaction, &owner.uid, source).await.map_err(error)?;
+        let known = read_state(&transaction, owner.key(), source).await.map_err(error)?;
         let claim = ownership::read(&transaction, owner, &source.name, &name).await.map_err(error)?;
         claim.refuse(&source.name, &name)?;
         let exists = read_table(&transaction, &name).await.map_err(error)?.is_some();
@@ -161,7 +161,10 @@ impl Sink {
             refuse_rows(&transaction, &name).await.map_err(error)??;
         }
         ownership::claim(&transaction, owner, &source.name, &name).await.map_err(error)?;
-        write_state(&transaction, &owner.uid, source, &name, word).await.map_err(error)?;
+        layout::note(&transaction, owner.key(), &tables.live_name(&source.name), &name)
+            .await
+            .map_err(error)?;
+        write_state(&transaction, owner.key(), source, &name, word).await.map_err(error)?;
         reach(Point::BeforeTableMade)?;
         transaction.commit().await.map_err(error)?;
         reach(Point::AfterTableMade)?;

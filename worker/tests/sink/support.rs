@@ -14,6 +14,7 @@ use penstock_worker::change::{
     Row, SourceIdentity, Value,
 };
 use penstock_worker::failure::Failure;
+use penstock_worker::lineage::Lineage;
 use penstock_worker::postgres::{Credentials, End, Endpoint, EndpointFiles};
 use penstock_worker::sink::{self, FirstCopy, Owner, Sink, Started, TableMap, Writer};
 use tokio::sync::OnceCell;
@@ -99,7 +100,7 @@ impl Database {
 
 pub(crate) fn owner() -> Owner {
     Owner {
-        uid: "uid-a".into(),
+        lineage: Lineage::first("uid-a"),
         namespace: "shop".into(),
         name: "inventory".into(),
         revision: "r1".into(),
@@ -112,7 +113,7 @@ pub(crate) fn owner() -> Owner {
 }
 
 pub(crate) fn other_owner() -> Owner {
-    Owner { uid: "uid-b".into(), name: "other".into(), ..owner() }
+    Owner { lineage: Lineage::first("uid-b"), name: "other".into(), ..owner() }
 }
 
 pub(crate) fn source() -> SourceIdentity {
