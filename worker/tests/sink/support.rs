@@ -11,7 +11,7 @@ use penstock_worker::batch::{Operation, UpdateRow};
 use penstock_worker::change::table::{SourceColumn, SourceTable, TableName};
 use penstock_worker::change::{
     Checkpoint, ColumnType, Lsn, OldRow, Position, Relation, RelationColumn, RelationId, ReplicaIdentity,
-    Row, SourceIdentity, Value,
+    Row, SourceIdentity, Steps, Value,
 };
 use penstock_worker::failure::Failure;
 use penstock_worker::postgres::{Credentials, End, Endpoint, EndpointFiles};
@@ -187,6 +187,7 @@ pub(crate) fn table(name: &str, columns: &[(&str, u32, &str)]) -> SourceTable {
                 is_not_null: Some(*name) == key.as_deref(),
                 constant_default: None,
                 generated: None,
+                is_masked: false,
             })
             .collect(),
         replica_identity: ReplicaIdentity::Default,
@@ -196,6 +197,7 @@ pub(crate) fn table(name: &str, columns: &[(&str, u32, &str)]) -> SourceTable {
         is_partitioned: false,
         foreign_key_peers: Vec::new(),
         estimated_rows: 0,
+        steps: Steps::default(),
     }
 }
 
