@@ -13,9 +13,12 @@ mod ranges;
 mod shapes;
 mod silence;
 mod start;
+mod steps;
 mod stream;
 mod transaction;
 mod watch;
+
+use std::sync::Arc;
 
 use tokio_util::sync::CancellationToken;
 
@@ -31,6 +34,7 @@ use crate::serve::Metrics;
 use crate::settings::Settings;
 use crate::sink::Decision;
 use crate::status::Status;
+use crate::transform::Transforms;
 
 /// What every step needs.
 #[derive(Clone, Copy)]
@@ -76,7 +80,7 @@ async fn prepare(context: Context<'_>) -> Result<Ready, Failure> {
     // 6. The sink's tables, made or compared, and what happened to the source's since.
     let begins_anew = matches!(beginning, Start::Decided { decision: Decision::BeginAnew, .. });
     shapes::look_back(context, &source, &assigned, &mut fenced, begins_anew).await?;
-    let states = copy::ensure_tables(context, &assigned.tables, &mut fenced).await?;
+    let states = copy::ensure_tables(context, &source, &assigned.tables, &mut fenced).await?;
     // 7. The position; from here on the source keeps its log for this shard.
     let mut resumed = start::begin(context, &source, &mut fenced, &mut volume, beginning).await?;
     // 8. The rows that are not there yet, but for those that can be copied while the stream runs.
@@ -85,7 +89,8 @@ async fn prepare(context: Context<'_>) -> Result<Ready, Failure> {
     // Nothing has moved the slot since step 4, but for a new one.
     let from = start::read_from(&source, &fenced, &resumed).await?;
     source.session.close().await;
-    Ok(Ready { volume, fenced, checkpoint: resumed.checkpoint, from, tables, ranges, assigned })
+    let (checkpoint, transforms) = (resumed.checkpoint, source.transforms);
+    Ok(Ready { volume, fenced, checkpoint, from, tables, ranges, assigned, transforms })
 }
 
 /// Everything that the stream needs.
@@ -98,4 +103,5 @@ struct Ready {
     /// The tables that are copied while the stream runs.
     ranges: Vec<RangeTable>,
     assigned: Assigned,
+    transforms: Arc<Transforms>,
 }

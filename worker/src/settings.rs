@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use penstock_crds::CdcPipeline;
@@ -11,7 +12,9 @@ use penstock_crds::revision::DataAffecting;
 use sha2::{Digest as _, Sha256};
 
 use crate::failure::Failure;
+use crate::mask_keys::MaskKeyFiles;
 use crate::postgres::{Credentials, End, Endpoint, EndpointFiles};
+use crate::transform::{Entries, MaskKeys};
 use penstock_crds::report::Reason;
 
 /// Flags and environment of `penstock-worker`, the same for every subcommand.
@@ -31,6 +34,11 @@ pub struct Folders {
     /// as far as the manifest names them
     #[arg(long, env = "PENSTOCK_TLS_DIR", value_name = "DIR", default_value = names::DIR_TLS)]
     pub tls_dir: PathBuf,
+
+    /// Folder with one folder per Secret that a mask of the manifest names, each with the file key. The environment variable
+    /// `PENSTOCK_MASK_KEY_` with the Secret's name in capitals (`PENSTOCK_MASK_KEY_SHOP_PII` for shop-pii) comes first
+    #[arg(long, env = "PENSTOCK_MASK_KEYS_DIR", value_name = "DIR", default_value = names::DIR_MASK_KEYS)]
+    pub mask_keys_dir: PathBuf,
 }
 
 /// Flags and environment of `penstock-worker run`.
@@ -95,6 +103,9 @@ pub struct Pipeline {
     pub source: Endpoint,
     /// The sink database.
     pub sink: Endpoint,
+    /// What is done to rows on their way.
+    pub transforms: Arc<Entries>,
+    mask_keys: MaskKeyFiles,
 }
 
 /// What `penstock-worker run` runs.
@@ -142,7 +153,20 @@ impl Pipeline {
             };
         let source = endpoint(End::Source, "source", &manifest.spec.source.postgres.connection);
         let sink = endpoint(End::Sink, "sink", &manifest.spec.sink.postgres.connection);
-        Ok(Self { manifest, uid, namespace, name, source, sink })
+        let schemas = &manifest.spec.sink.postgres.schema_map;
+        let transforms = Entries::new(&manifest.spec.transforms, schemas)
+            .map_err(|error| invalid(format!("{path}: spec.transforms: {error}")))?;
+        let mask_keys = MaskKeyFiles::new(&folders.mask_keys_dir);
+        let transforms = Arc::new(transforms);
+        Ok(Self { manifest, uid, namespace, name, source, sink, transforms, mask_keys })
+    }
+
+    /// The keys of the manifest's masks, as they are now.
+    ///
+    /// # Errors
+    /// `CredentialsMissing`.
+    pub async fn mask_keys(&self) -> Result<MaskKeys, Failure> {
+        self.mask_keys.read(&self.manifest.spec.transforms).await
     }
 }
 

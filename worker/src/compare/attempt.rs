@@ -22,6 +22,7 @@ use crate::postgres::{End, Session};
 use crate::settings::Pipeline;
 use crate::sink::{self, Arrival, BARRIER_PREFIX, Registration};
 use crate::source::{self, Durability, ExportedSnapshot, Inspection, PublicationName, SlotName};
+use crate::transform::{self, Transforms};
 
 const LOOK_FOR_ARRIVALS_EVERY: Duration = Duration::from_millis(50);
 
@@ -66,7 +67,10 @@ pub(super) async fn attempt(
             |only| only.contains(name),
         )
     };
-    let (pairs, unknown) = pair(&inspection.tables, is_meant, &shards, circumstances);
+    let keys = pipeline.mask_keys().await?;
+    source.set(&transform::settings(&keys)).await?;
+    let transforms = Transforms::new(&pipeline.transforms, &keys, &inspection.tables, &BTreeMap::new())?;
+    let (pairs, unknown) = pair(&inspection.tables, &transforms, is_meant, &shards, circumstances);
     if pairs.is_empty() && unknown.is_empty() {
         return Err(nothing_meant(&inspection));
     }

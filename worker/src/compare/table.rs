@@ -58,8 +58,11 @@ pub(super) async fn compare(
         return Err(Unsettled::Later(why));
     }
     let awaited = Awaited::default();
-    let source = ends.source.lock(&subject.name, ends.is_source_partitioned, &awaited).await?;
-    let sink = match ends.sink.lock(&subject.sink, ends.is_sink_partitioned, &awaited).await {
+    let source = ends
+        .source
+        .lock(&subject.name, ends.is_source_partitioned, subject.projection.as_ref(), &awaited)
+        .await?;
+    let sink = match ends.sink.lock(&subject.sink, ends.is_sink_partitioned, None, &awaited).await {
         Ok(sink) => sink,
         Err(why) => {
             source.unlock().await?;

@@ -1,6 +1,7 @@
 //! Steps 1 to 5, and 7: from two addresses to an agreed position.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use penstock_crds::names::ANNOTATION_ADOPT;
@@ -20,6 +21,7 @@ use crate::sink::{self, Owner, Sink, Started, TableMap};
 use crate::source::{
     self, Durability, ExportedSnapshot, Followed, Inspection, PublicationName, Shapes, SlotName,
 };
+use crate::transform::Transforms;
 
 /// The shard of each table.
 type Shards = BTreeMap<TableName, u16>;
@@ -36,6 +38,8 @@ pub(super) struct Source {
     pub(super) inspection: Inspection,
     /// Of the same tables at the same time.
     pub(super) shapes: Shapes,
+    /// What is done to their rows.
+    pub(super) transforms: Arc<Transforms>,
 }
 
 /// The fence is ours: no other run of this shard commits anything.
@@ -93,9 +97,12 @@ pub(super) async fn inspect_source(context: Context<'_>) -> Result<Source, Failu
     session.batch_execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY").await.map_err(error)?;
     let inspection = source::preflight(&session, spec, &patterns).await?;
     let ids: Vec<RelationId> = inspection.tables.iter().map(|table| table.id).collect();
-    let shapes = source::shapes(&session, &ids).await?;
+    let mut shapes = source::shapes(&session, &ids).await?;
     session.batch_execute("COMMIT").await.map_err(error)?;
-    let source = Source { session, inspection, shapes };
+    let keys = settings.pipeline.mask_keys().await?;
+    let transforms = Transforms::new(&settings.pipeline.transforms, &keys, &inspection.tables, &shapes)?;
+    transforms.veil_all(&mut shapes);
+    let source = Source { session, inspection, shapes, transforms: Arc::new(transforms) };
     super::shapes::check_inspection(&source)?;
     Ok(source)
 }
@@ -128,7 +135,8 @@ pub(super) async fn fence(context: Context<'_>, source: &Source, volume: &Volume
         timeline: identity.timeline,
         slot: SlotName::of_shard(&pipeline.uid, settings.shard).as_str().to_owned(),
     };
-    let tables = TableMap::new(pipeline.manifest.spec.sink.postgres.schema_map.clone());
+    let tables = TableMap::new(pipeline.manifest.spec.sink.postgres.schema_map.clone())
+        .renaming(source.transforms.names().clone());
     let (mut sink, started) = sink::start(pipeline.sink.clone(), owner, tables, &log).await?;
     context.status.reached(End::Sink);
     context.status.fenced(started.epoch);

@@ -1,6 +1,7 @@
 //! Step 9: the changes, until the worker is asked to stop.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use penstock_crds::report::{Reason, WorkerPhase};
@@ -29,7 +30,7 @@ const STOP_PATIENCE: Duration = Duration::from_secs(30);
 const KEEP_OPEN_EVERY: Duration = Duration::from_secs(15);
 
 pub(super) async fn stream(context: Context<'_>, ready: Ready) -> Result<(), Failure> {
-    let Ready { mut volume, mut fenced, checkpoint, from, tables, ranges, assigned } = ready;
+    let Ready { mut volume, mut fenced, checkpoint, from, tables, ranges, assigned, transforms } = ready;
     let settings = context.settings;
     let request = StreamRequest {
         slot: fenced.slot.clone(),
@@ -62,7 +63,7 @@ pub(super) async fn stream(context: Context<'_>, ready: Ready) -> Result<(), Fai
         .map(|(_, recorded)| (recorded.source, recorded.shape))
         .collect();
     let (announce, announced) = mpsc::unbounded_channel();
-    let shapes = ShapeKeeper::new(context, known.clone(), announced);
+    let shapes = ShapeKeeper::new(context, known.clone(), Arc::clone(&transforms), announced);
     let mut applier = Applier::new(ends, (checkpoint, from.start), tables, ranges, shapes, &bounds(context));
     context.status.durable(checkpoint.sequence, checkpoint.end_lsn, None);
     let first = match recognise(context, &mut fenced, &mut applier.ends.reader, from.mark).await {
@@ -70,7 +71,7 @@ pub(super) async fn stream(context: Context<'_>, ready: Ready) -> Result<(), Fai
         Ok(None) => return Ok(()),
         Err(failure) => return Err(noted(&mut fenced, failure).await?),
     };
-    let watched = Announcer { known, announce };
+    let watched = Announcer { known, transforms, announce };
     let mut watch = watch_source(context, &fenced, assigned.followed, watched, heartbeat_due)?;
     context.status.enter(WorkerPhase::Streaming);
     tracing::info!(lsn = %checkpoint.end_lsn, sequence = checkpoint.sequence, "streaming");

@@ -1,7 +1,8 @@
 //! Looks at the source every few seconds while the stream runs: where its log ends, how much of it the slot keeps,
 //! and whether the tables are still those that were inspected.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use penstock_crds::report::{NoticeReason, Reason};
@@ -15,13 +16,15 @@ use super::Context;
 use super::heartbeat::Due;
 use super::shapes::Announced;
 use super::start::{Fenced, patterns};
-use crate::change::table::TableName;
+use crate::change::table::{SourceTable, TableName};
 use crate::change::{HEARTBEAT_PREFIX, Heartbeat, PresentTable, RelationId, TableShape};
 use crate::failure::Failure;
 use crate::postgres::{End, Endpoint, Session};
 use crate::serve::Metrics;
+use crate::settings::Pipeline;
 use crate::source::{self, Drift, Followed, PublicationName, SlotName, SourceError};
 use crate::status::Status;
+use crate::transform::Transforms;
 
 const LOOK_EVERY: Duration = Duration::from_secs(3);
 /// The tables change seldom, and listing many of them takes a while.
@@ -51,6 +54,7 @@ pub(super) fn watch_source(
         announcer,
         patterns: patterns(context)?,
         spec: settings.pipeline.manifest.spec.source.postgres.clone(),
+        pipeline: settings.pipeline.clone(),
         status: context.status.clone(),
         metrics: context.metrics.clone(),
         tables_looked_at: None,
@@ -84,6 +88,7 @@ struct Watch {
     announcer: Announcer,
     patterns: Vec<TablePattern>,
     spec: PostgresSource,
+    pipeline: Pipeline,
     status: Status,
     metrics: Metrics,
     /// When; `None`: not yet in this run.
@@ -96,6 +101,7 @@ struct Watch {
 pub(super) struct Announcer {
     /// As the sink's rows are, or as they were announced since.
     pub(super) known: HashMap<RelationId, TableShape>,
+    pub(super) transforms: Arc<Transforms>,
     pub(super) announce: mpsc::UnboundedSender<Announced>,
 }
 
@@ -103,13 +109,15 @@ impl Announcer {
     async fn look(&mut self, session: &Session) -> Result<(), SourceError> {
         let ids: Vec<RelationId> = self.known.keys().copied().collect();
         let now = source::shapes(session, &ids).await?;
-        for (id, shape) in now {
+        for (id, mut shape) in now {
+            self.transforms.veil(id, &mut shape);
             if self.known.get(&id) == Some(&shape) {
                 continue;
             }
             let content = Uuid::new_v4().to_string();
             let mut told = None;
-            let tell = |present: PresentTable| {
+            let tell = |mut present: PresentTable| {
+                self.transforms.veil(id, &mut present.shape);
                 told = Some(present.shape.clone());
                 let _nobody_listens = self.announce.send(Announced { content: content.clone(), present });
             };
@@ -197,6 +205,12 @@ impl Watch {
         }
     }
 
+    async fn transforms_fit(&self, tables: &[SourceTable]) -> Result<(), String> {
+        let keys = self.pipeline.mask_keys().await.map_err(|failure| failure.message)?;
+        let entries = &self.pipeline.transforms;
+        Transforms::new(entries, &keys, tables, &BTreeMap::new()).map(drop).map_err(|error| error.to_string())
+    }
+
     async fn what_changed(&mut self, session: &Session) -> Result<Option<Drift>, SourceError> {
         if let Some(drift) = source::drift(session, &self.publication, &self.followed).await? {
             return Ok(Some(drift));
@@ -207,10 +221,14 @@ impl Watch {
         let new = source::new_tables(session, &self.patterns, &self.followed).await?;
         let Some(first) = new.first() else { return Ok(None) };
         // What would stop the pipeline at its next start need not stop it now.
-        match source::preflight(session, &self.spec, &self.patterns).await {
-            Ok(_) => Ok(Some(Drift { what: format!("the table {first} was made"), lost: Vec::new() })),
-            Err(error) => {
-                let message = format!("New tables match source.postgres.tables ({first} …), and: {error}");
+        let suitable = match source::preflight(session, &self.spec, &self.patterns).await {
+            Ok(inspection) => self.transforms_fit(&inspection.tables).await,
+            Err(error) => Err(error.to_string()),
+        };
+        match suitable {
+            Ok(()) => Ok(Some(Drift { what: format!("the table {first} was made"), lost: Vec::new() })),
+            Err(why) => {
+                let message = format!("New tables match source.postgres.tables ({first} …), and: {why}");
                 if self.refused.as_ref() != Some(&message) {
                     self.status.notice(NoticeReason::NewTableUnsuitable, message.clone());
                     self.refused = Some(message);

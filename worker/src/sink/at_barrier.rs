@@ -5,8 +5,8 @@ use tokio_postgres::{Error, Row};
 
 use super::error::failed;
 use super::session::{self, Purpose};
-use crate::change::Lsn;
 use crate::change::table::{TableName, quote_literal};
+use crate::change::{Lsn, Steps};
 use crate::failure::Failure;
 use crate::postgres::{Endpoint, Session};
 
@@ -28,6 +28,8 @@ pub struct TableAtBarrier {
     pub is_partitioned: bool,
     /// Columns of the sink table that are not computed there.
     pub columns: Vec<String>,
+    /// What was done to its rows on their way; `None` where that cannot be read.
+    pub steps: Option<Steps>,
 }
 
 /// Sessions at the snapshot, in transactions that read only.
@@ -83,7 +85,7 @@ pub async fn tables_at_barrier(
                    state.state = 'ready' AND state.ready_lsn <= checkpoint.commit_lsn AND class.oid IS NOT NULL, \
                    class.relkind IS NOT DISTINCT FROM 'p', \
                    ARRAY(SELECT a.attname::pg_catalog.text FROM pg_catalog.pg_attribute AS a \
-                         WHERE a.attrelid = class.oid AND a.attnum > 0 AND NOT a.attisdropped AND a.attgenerated = '') \
+                         WHERE a.attrelid = class.oid AND a.attnum > 0 AND NOT a.attisdropped AND a.attgenerated = ''), state.steps \
                FROM penstock.table_state AS state JOIN penstock.assignment AS assignment \
                  ON (assignment.uid, assignment.source_schema, assignment.source_table) = (state.uid, state.source_schema, state.source_table) \
                JOIN penstock.checkpoint AS checkpoint ON (checkpoint.uid, checkpoint.shard) = (assignment.uid, assignment.shard) \
@@ -106,5 +108,6 @@ fn table(row: &Row) -> Result<TableAtBarrier, Error> {
         is_followed: row.try_get(5)?,
         is_partitioned: row.try_get(6)?,
         columns: row.try_get(7)?,
+        steps: Steps::noted(row.try_get(8)?),
     })
 }

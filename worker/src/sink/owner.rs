@@ -46,17 +46,32 @@ impl Owner {
 
 /// Where the tables of the source go in the sink.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct TableMap(BTreeMap<String, String>);
+pub struct TableMap {
+    schemas: BTreeMap<String, String>,
+    names: BTreeMap<TableName, String>,
+}
 
 impl TableMap {
     /// Source schema to sink schema; schemas that are not named keep theirs.
     pub fn new(schemas: BTreeMap<String, String>) -> Self {
-        Self(schemas)
+        Self { schemas, names: BTreeMap::new() }
     }
 
-    /// The sink's table (or type) for one of the source.
+    /// The same, with other names for these tables of the source; their schema stays the one that it is mapped to.
+    #[must_use]
+    pub fn renaming(self, names: BTreeMap<TableName, String>) -> Self {
+        Self { names, ..self }
+    }
+
+    /// The sink's table for one of the source.
     pub fn sink_name(&self, source: &TableName) -> TableName {
-        let schema = self.0.get(&source.schema).unwrap_or(&source.schema);
+        let name = self.names.get(source).unwrap_or(&source.name);
+        TableName { name: name.clone(), ..self.type_name(source) }
+    }
+
+    /// The sink's type for one of the source. A table's row type is one that has its name.
+    pub fn type_name(&self, source: &TableName) -> TableName {
+        let schema = self.schemas.get(&source.schema).unwrap_or(&source.schema);
         TableName::new(schema, &source.name)
     }
 }

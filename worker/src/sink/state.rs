@@ -1,6 +1,6 @@
 //! How far each table is: `penstock.table_state`.
 
-use postgres_types::PgLsn;
+use postgres_types::{PgLsn, ToSql};
 use tokio_postgres::{Error, GenericClient, Transaction};
 
 use super::assignment::take_fence_from;
@@ -303,15 +303,28 @@ pub(super) async fn write_state(
     state: &str,
 ) -> Result<(), Error> {
     let sql = "INSERT INTO penstock.table_state (uid, source_schema, source_table, sink_schema, sink_table, source_oid, \
-                   sink_oid, state) \
-               SELECT $1, $2, $3, schema.nspname, class.relname, $6, class.oid::pg_catalog.int8, $7 \
+                   sink_oid, state, steps) \
+               SELECT $1, $2, $3, schema.nspname, class.relname, $6, class.oid::pg_catalog.int8, $7, $8 \
                FROM pg_catalog.pg_class AS class JOIN pg_catalog.pg_namespace AS schema ON schema.oid = class.relnamespace \
                WHERE schema.nspname = $4::pg_catalog.text::pg_catalog.name AND class.relname = $5::pg_catalog.text::pg_catalog.name \
                ON CONFLICT (uid, source_schema, source_table) DO UPDATE SET sink_schema = excluded.sink_schema, \
                    sink_table = excluded.sink_table, source_oid = excluded.source_oid, \
                    sink_oid = excluded.sink_oid, state = excluded.state, ready_lsn = NULL, copied_by = NULL, copied_to = NULL, chunks_copied = 0, \
-                   rows_copied = 0, updated_at = excluded.updated_at";
+                   rows_copied = 0, steps = excluded.steps, updated_at = excluded.updated_at";
     let TableName { schema, name } = &source.name;
-    let id = i64::from(source.id.0);
-    transaction.execute(sql, &[uid, schema, name, &sink.schema, &sink.name, &id, &state]).await.map(drop)
+    let (id, steps) = (i64::from(source.id.0), source.steps.to_note());
+    let parameters: [&(dyn ToSql + Sync); 8] =
+        [uid, schema, name, &sink.schema, &sink.name, &id, &state, &steps];
+    transaction.execute(sql, &parameters).await.map(drop)
+}
+
+/// Notes that the same is done to the rows, written in another way.
+pub(super) async fn note_steps(
+    transaction: &Transaction<'_>,
+    uid: &String,
+    source: &SourceTable,
+) -> Result<(), Error> {
+    let sql = "UPDATE penstock.table_state SET steps = $4 WHERE uid = $1 AND source_schema = $2 AND source_table = $3";
+    let TableName { schema, name } = &source.name;
+    transaction.execute(sql, &[uid, schema, name, &source.steps.to_note()]).await.map(drop)
 }

@@ -129,7 +129,7 @@ impl Writer {
             Ok(plan) => Ok(plan),
             Err(misfit) => {
                 let found = self.differences(&name, misfit).await.map_err(error)?;
-                Err(mismatch(&[Mismatch { table: name, found, is_copied: self.is_copied }]))
+                Err(mismatch(&[Mismatch { table: name, found, is_copied: self.is_copied, is_remade: false }]))
             }
         }
     }
