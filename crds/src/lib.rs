@@ -18,6 +18,7 @@ pub mod source;
 pub mod spec;
 pub mod status;
 pub mod table_pattern;
+pub mod transform;
 pub mod worker;
 
 pub use spec::{CdcPipeline, CdcPipelineSpec};

@@ -40,6 +40,11 @@ pub const DIR_CREDENTIALS: &str = "/etc/penstock/credentials";
 /// `client/tls.crt`, `client/tls.key`, as far as they are given.
 pub const DIR_TLS: &str = "/etc/penstock/tls";
 
+/// Folder with one folder per Secret that a mask names, each with `key`.
+pub const DIR_MASK_KEYS: &str = "/etc/penstock/mask-keys";
+
+/// Key of a mask's key in its Secret.
+pub const FILE_MASK_KEY: &str = "key";
 /// Key of the manifest in the ConfigMap.
 pub const FILE_PIPELINE: &str = "pipeline.yaml";
 /// Key of the bearer token in the control Secret.

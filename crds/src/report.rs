@@ -216,6 +216,10 @@ pub enum Reason {
     ReplicaIdentityMissing,
     /// A column's type cannot be carried without loss.
     UnsupportedColumnType,
+    /// An entry of `transforms` does not fit the columns of a table.
+    TransformUnsuitable,
+    /// A transform cannot be done to a row.
+    TransformFailed,
     /// The given publication is missing, lacks a table, or does not publish every operation.
     PublicationUnsuitable,
     /// The slot is gone although a checkpoint exists: changes may be lost.
@@ -294,6 +298,8 @@ impl Reason {
             | Self::TableMissing
             | Self::ReplicaIdentityMissing
             | Self::UnsupportedColumnType
+            | Self::TransformUnsuitable
+            | Self::TransformFailed
             | Self::PublicationUnsuitable
             | Self::SlotMissing
             | Self::SlotInvalidated

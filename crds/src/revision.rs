@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
 use crate::CdcPipelineSpec;
+use crate::transform::TableTransform;
 
 /// The part of a spec that decides which rows the sink holds.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -28,6 +29,9 @@ pub struct DataAffecting {
     pub image: Option<String>,
     /// `worker.shards`.
     pub shards: u16,
+    /// `transforms`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub transforms: Vec<TableTransform>,
 }
 
 impl From<&CdcPipelineSpec> for DataAffecting {
@@ -39,6 +43,7 @@ impl From<&CdcPipelineSpec> for DataAffecting {
             schema_map: spec.sink.postgres.schema_map.clone(),
             image: spec.worker.image.clone(),
             shards: spec.worker.shards,
+            transforms: spec.transforms.clone(),
         }
     }
 }
@@ -99,5 +104,24 @@ mod tests {
             assert_eq!(minted.data.name().unwrap().0, name, "{stored}");
             assert_eq!(serde_json::to_string(&minted).unwrap(), stored);
         }
+    }
+
+    #[test]
+    fn transforms_mint_a_revision_and_their_absence_keeps_the_old_name() {
+        let (stored, _) = STORED[0];
+        let plain: MintedRevision = serde_json::from_str(stored).unwrap();
+        let entry = TableTransform {
+            tables: vec!["public.inventory".into()],
+            drop_columns: vec!["note".into()],
+            ..TableTransform::default()
+        };
+        let with = DataAffecting { transforms: vec![entry], ..plain.data.clone() };
+        assert_ne!(with.name().unwrap(), plain.data.name().unwrap());
+        let json = serde_json::to_string(&with).unwrap();
+        assert!(
+            json.ends_with(r#","transforms":[{"tables":["public.inventory"],"dropColumns":["note"]}]}"#),
+            "{json}"
+        );
+        assert_eq!(serde_json::from_str::<DataAffecting>(&json).unwrap(), with);
     }
 }

@@ -11,6 +11,7 @@ use crate::comparison::SourceComparison;
 use crate::connection::PostgresConnection;
 use crate::source::PostgresSource;
 use crate::status::CdcPipelineStatus;
+use crate::transform::TableTransform;
 use crate::worker::Worker;
 
 /// A change-data-capture pipeline: it copies the tables of a source database into a sink database and
@@ -47,6 +48,13 @@ use crate::worker::Worker;
 pub struct CdcPipelineSpec {
     /// Where changes are read from.
     pub source: Source,
+
+    /// What is done to rows on their way: columns left out, renamed or masked, tables renamed. A table whose entry changes
+    /// is copied again.
+    // Left out where it is empty: a worker of an older revision does not know it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 64), extend("x-kubernetes-list-type" = "atomic"))]
+    pub transforms: Vec<TableTransform>,
 
     /// Where changes are written to.
     pub sink: Sink,

@@ -19,7 +19,7 @@ pub async fn decide(pipeline: &Pipeline, decision: Decision, why: &str, by: &str
     if why.trim().is_empty() {
         return Err(refused("--reason is empty: say why, for whoever reads penstock.accepted_loss later."));
     }
-    let found = sink::decide(&pipeline.sink, &pipeline.uid, decision, (why, by), refuse).await?;
+    let found = sink::decide(&pipeline.sink, pipeline.lineage.key(), decision, (why, by), refuse).await?;
     if found.is_empty() {
         return Err(refused(
             "There is nothing to decide: no worker of this pipeline stands at a dead end (SlotMissing, SlotInvalidated, \

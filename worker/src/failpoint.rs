@@ -101,6 +101,10 @@ points! {
     BeforeAcknowledge,
     /// The source was told that it may let go of its log.
     AfterAcknowledge,
+    /// Two lineages were compared, and no shard stands still for the exchange of their tables.
+    BeforeHold,
+    /// Every shard stands still, and the tables are not exchanged.
+    AtHold,
 }
 
 /// Does what `FAILPOINTS` says about this place.

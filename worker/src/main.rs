@@ -10,14 +10,16 @@ use clap::{Parser, Subcommand};
 use penstock_crds::comparison::ComparisonResult;
 use penstock_crds::directive::Directive;
 use penstock_crds::table_pattern::TablePattern;
+use penstock_worker::clean_up::{self, Remove};
 use penstock_worker::compare::{self, Comparison, Verdict};
 use penstock_worker::failure::Failure;
+use penstock_worker::rollout::{self, Outcome};
 use penstock_worker::serve::{Metrics, serve_control, serve_health};
 use penstock_worker::settings::{Folders, Pipeline, RunArguments, Settings};
 use penstock_worker::sink::Decision;
 use penstock_worker::status::Status;
 use penstock_worker::telemetry::{self, LogTarget};
-use penstock_worker::{clean_up, decide, failpoint, progress, resnapshot, supervisor};
+use penstock_worker::{decide, failpoint, progress, resnapshot, supervisor};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -39,8 +41,15 @@ struct Arguments {
 enum Command {
     /// Copies the tables, then follows the changes until it is stopped
     Run(RunArguments),
-    /// Removes the pipeline's slots, managed publication and sink state; the copied tables stay
-    CleanUp(Folders),
+    /// Removes the pipeline's slots, managed publication and sink state; the copied tables stay. With --canary only those of the
+    /// canary, and its tables; with --previous those of the revision that was promoted over
+    CleanUp {
+        #[command(flatten)]
+        folders: Folders,
+        /// The revision that was promoted over: there is no way back afterwards
+        #[arg(long, conflicts_with = "canary")]
+        previous: bool,
+    },
     /// Has tables copied again from their beginning, while the pipeline runs: the sink tables are emptied first
     Resnapshot {
         #[command(flatten)]
@@ -52,6 +61,17 @@ enum Command {
     /// Compares the sink with the source, at one position of the stream and while the pipeline runs. Ends with 0 when
     /// they are equal, with 1 when they differ, and with 2 when nobody knows
     Compare(CompareArguments),
+    /// Gives the tables that readers know to the canary of the manifest's revision, in one transaction, if its rows are the same;
+    /// the revision that had them keeps its own beside them, for the way back
+    Promote {
+        #[command(flatten)]
+        given: RolloutArguments,
+        /// Columns, as the sink calls them, in which the canary is meant to have other values
+        #[arg(long, value_name = "COLUMN", value_delimiter = ',')]
+        leave_out: Vec<String>,
+    },
+    /// Gives the tables back to the revision that was promoted over, in one transaction: nothing is lost
+    RollBack(RolloutArguments),
     /// Has a pipeline that stands at a dead end go on from a new slot, with all tables copied again: nothing is lost
     BeginAnew(DecisionArguments),
     /// Has a pipeline that stands at a dead end go on without the changes that are lost: nothing is copied
@@ -64,8 +84,11 @@ struct CompareArguments {
     #[command(flatten)]
     folders: Folders,
     /// With the source, row by row
-    #[arg(long, required = true)]
+    #[arg(long, required_unless_present = "stable", conflicts_with = "stable")]
     source: bool,
+    /// A canary with the tables that readers know, row by row
+    #[arg(long)]
+    stable: bool,
     /// Tables of the source: schema.table, schema.* or schema.prefix*; by default all of the pipeline
     #[arg(value_name = "TABLE")]
     tables: Vec<TablePattern>,
@@ -75,6 +98,9 @@ struct CompareArguments {
     /// Show the values that differ, too: they are the rows' content
     #[arg(long)]
     values: bool,
+    /// With --stable: columns, as the sink calls them, in which the canary is meant to have other values
+    #[arg(long, value_name = "COLUMN", value_delimiter = ',', requires = "stable")]
+    leave_out: Vec<String>,
     /// How to show what was found
     #[arg(long, value_enum, default_value_t = OutputFormat::Text)]
     format: OutputFormat,
@@ -98,6 +124,21 @@ enum OutputFormat {
 }
 
 #[derive(Debug, clap::Args)]
+struct RolloutArguments {
+    #[command(flatten)]
+    folders: Folders,
+    /// Seconds that the workers may take to meet the barrier of the comparison
+    #[arg(long, value_name = "SECONDS", default_value_t = 300, value_parser = clap::value_parser!(u64).range(1..=86_400))]
+    timeout: u64,
+    /// Sessions that read each side of the comparison
+    #[arg(long, value_name = "SESSIONS", default_value_t = 2, value_parser = clap::value_parser!(u8).range(1..=16))]
+    parallelism: u8,
+    /// Seconds that nothing is applied for the exchange at most; then it is given up
+    #[arg(long, value_name = "SECONDS", default_value_t = 10, value_parser = clap::value_parser!(u64).range(1..=600))]
+    hold: u64,
+}
+
+#[derive(Debug, clap::Args)]
 struct DecisionArguments {
     #[command(flatten)]
     folders: Folders,
@@ -116,8 +157,10 @@ async fn main() -> ExitCode {
     let done = match arguments.command {
         Command::Compare(compare) => return compare_ends(&compare, arguments.log).await,
         Command::Run(run) => run_worker(&run, arguments.log).await,
-        Command::CleanUp(folders) => clean(&folders, arguments.log).await,
+        Command::CleanUp { folders, previous } => clean(&folders, previous, arguments.log).await,
         Command::Resnapshot { folders, tables } => resnapshot_tables(&folders, &tables, arguments.log).await,
+        Command::Promote { given, leave_out } => promote(&given, leave_out, arguments.log).await,
+        Command::RollBack(given) => roll_back(&given, arguments.log).await,
         Command::BeginAnew(given) => decide_it(Decision::BeginAnew, &given, arguments.log).await,
         Command::AcceptLoss(given) => decide_it(Decision::AcceptLoss, &given, arguments.log).await,
     };
@@ -136,7 +179,11 @@ async fn run_worker(arguments: &RunArguments, log: Option<String>) -> anyhow::Re
     let target = if has_bar { LogTarget::Stderr } else { LogTarget::Stdout };
     let filter = log.unwrap_or_else(|| settings.pipeline.manifest.spec.worker.log.clone());
     let _telemetry = telemetry::install(&filter, target)?;
-    let status = Status::new(settings.pipeline.uid.clone(), settings.revision.clone(), settings.shard);
+    let status = Status::new(
+        settings.pipeline.lineage.uid().to_owned(),
+        settings.pipeline.revision.clone(),
+        settings.shard,
+    );
     let metrics = Metrics::default();
     let stop = CancellationToken::new();
     let servers = CancellationToken::new();
@@ -155,7 +202,7 @@ async fn run_worker(arguments: &RunArguments, log: Option<String>) -> anyhow::Re
     let span = tracing::info_span!(
         "worker",
         pipeline = %format_args!("{}/{}", settings.pipeline.namespace, settings.pipeline.name),
-        revision = %settings.revision,
+        revision = %settings.pipeline.revision,
         shard = settings.shard
     );
     supervisor::supervise(&settings, &status, &metrics, &stop).instrument(span).await;
@@ -166,10 +213,15 @@ async fn run_worker(arguments: &RunArguments, log: Option<String>) -> anyhow::Re
     Ok(())
 }
 
-async fn clean(folders: &Folders, log: Option<String>) -> anyhow::Result<()> {
+async fn clean(folders: &Folders, previous: bool, log: Option<String>) -> anyhow::Result<()> {
     let _telemetry = telemetry::install(&log.unwrap_or_else(|| "info".into()), LogTarget::Stderr)?;
     let pipeline = Pipeline::read(folders)?;
-    clean_up::clean_up(&pipeline).await.map_err(|failure: Failure| anyhow::anyhow!("{failure}"))
+    let what = match (folders.canary, previous) {
+        (true, _) => Remove::Canary,
+        (false, true) => Remove::Previous,
+        (false, false) => Remove::Pipeline,
+    };
+    clean_up::clean_up(&pipeline, what).await.map_err(|failure: Failure| anyhow::anyhow!("{failure}"))
 }
 
 async fn resnapshot_tables(
@@ -191,6 +243,48 @@ async fn decide_it(decision: Decision, given: &DecisionArguments, log: Option<St
         .map_err(|failure: Failure| anyhow::anyhow!("{failure}"))
 }
 
+/// The canary of the manifest's revision, whether the flag says so or not.
+fn read_canary(folders: &Folders) -> Result<Pipeline, Failure> {
+    Pipeline::read(&Folders { canary: true, ..folders.clone() })
+}
+
+async fn promote(
+    given: &RolloutArguments,
+    leave_out: Vec<String>,
+    log: Option<String>,
+) -> anyhow::Result<()> {
+    let _telemetry = telemetry::install(&log.unwrap_or_else(|| "warn".into()), LogTarget::Stderr)?;
+    let pipeline = read_canary(&given.folders)?;
+    let request = compare::Request {
+        tables: Vec::new(),
+        limit: 20,
+        has_values: false,
+        leave_out,
+        sessions: usize::from(given.parallelism),
+        patience: Duration::from_secs(given.timeout),
+        stop: CancellationToken::new(),
+    };
+    tell(&Box::pin(rollout::promote(&pipeline, &request, Duration::from_secs(given.hold))).await?)
+}
+
+async fn roll_back(given: &RolloutArguments, log: Option<String>) -> anyhow::Result<()> {
+    let _telemetry = telemetry::install(&log.unwrap_or_else(|| "warn".into()), LogTarget::Stderr)?;
+    let pipeline = Pipeline::read(&given.folders)?;
+    tell(&Box::pin(rollout::roll_back(&pipeline, Duration::from_secs(given.hold))).await?)
+}
+
+fn tell(outcome: &Outcome) -> anyhow::Result<()> {
+    match outcome {
+        Outcome::Exchanged { ms, compared_again } => {
+            println!(
+                "The tables are exchanged. Nothing was applied for {ms} ms, in which {compared_again} rows were compared once more."
+            );
+            Ok(())
+        }
+        Outcome::NotEqual(found) => anyhow::bail!("{found}\nNothing was exchanged."),
+    }
+}
+
 async fn compare_ends(arguments: &CompareArguments, log: Option<String>) -> ExitCode {
     let found = try_to_compare(arguments, log).await;
     // The summary before the output: Kubernetes takes the end of the log, which has row keys, for the last words of a
@@ -209,20 +303,28 @@ async fn compare_ends(arguments: &CompareArguments, log: Option<String>) -> Exit
 
 async fn try_to_compare(arguments: &CompareArguments, log: Option<String>) -> anyhow::Result<Comparison> {
     let _telemetry = telemetry::install(&log.unwrap_or_else(|| "warn".into()), LogTarget::Stderr)?;
-    // The only one that there is; the flag leaves room for others.
-    anyhow::ensure!(arguments.source, "--source is missing: say what the sink is to be compared with");
-    let pipeline = Pipeline::read(&arguments.folders)?;
+    let pipeline =
+        if arguments.stable { read_canary(&arguments.folders) } else { Pipeline::read(&arguments.folders) };
+    let pipeline = pipeline?;
     let request = compare::Request {
         tables: arguments.tables.clone(),
         limit: arguments.limit as usize,
         has_values: arguments.values,
+        leave_out: arguments.leave_out.clone(),
         sessions: usize::from(arguments.parallelism),
         patience: Duration::from_secs(arguments.timeout),
         stop: CancellationToken::new(),
     };
     tokio::spawn(stop_on_signal(request.stop.clone()));
+    let compared = async {
+        if arguments.stable {
+            compare::compare_revisions(&pipeline, &request).await
+        } else {
+            compare::compare(&pipeline, &request).await
+        }
+    };
     tokio::select! {
-        found = Box::pin(compare::compare(&pipeline, &request)) => Ok(found?),
+        found = Box::pin(compared) => Ok(found?),
         () = abandoned(&request.stop) => anyhow::bail!("The comparison was asked to stop"),
     }
 }

@@ -14,9 +14,12 @@ mod ranges;
 mod shapes;
 mod silence;
 mod start;
+mod steps;
 mod stream;
 mod transaction;
 mod watch;
+
+use std::sync::Arc;
 
 use tokio_util::sync::CancellationToken;
 
@@ -32,6 +35,7 @@ use crate::serve::Metrics;
 use crate::settings::Settings;
 use crate::sink::Decision;
 use crate::status::Status;
+use crate::transform::Transforms;
 
 /// What every step needs.
 #[derive(Clone, Copy)]
@@ -53,12 +57,26 @@ pub async fn run(
     stop: &CancellationToken,
 ) -> Result<(), Failure> {
     let context = Context { settings, status, metrics, stop };
-    silence::unless_sink_is_silent(context, Box::pin(attempt(context))).await
+    while let Ended::TablesExchanged =
+        silence::unless_sink_is_silent(context, Box::pin(attempt(context))).await?
+    {}
+    Ok(())
 }
 
-async fn attempt(context: Context<'_>) -> Result<(), Failure> {
+/// How an attempt ended well.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Ended {
+    /// It was asked to stop.
+    Stopped,
+    /// The lineage's tables are other ones now: the next attempt begins at once.
+    TablesExchanged,
+}
+
+async fn attempt(context: Context<'_>) -> Result<Ended, Failure> {
     // Until rows are streamed a stop is no different from a crash: nothing needs to be finished.
-    let Some(ready) = context.stop.run_until_cancelled(prepare(context)).await else { return Ok(()) };
+    let Some(ready) = context.stop.run_until_cancelled(prepare(context)).await else {
+        return Ok(Ended::Stopped);
+    };
     // 9. The changes.
     stream::stream(context, ready?).await
 }
@@ -77,7 +95,7 @@ async fn prepare(context: Context<'_>) -> Result<Ready, Failure> {
     // 6. The sink's tables, made or compared, and what happened to the source's since.
     let begins_anew = matches!(beginning, Start::Decided { decision: Decision::BeginAnew, .. });
     shapes::look_back(context, &source, &assigned, &mut fenced, begins_anew).await?;
-    let states = copy::ensure_tables(context, &assigned.tables, &mut fenced).await?;
+    let states = copy::ensure_tables(context, &source, &assigned.tables, &mut fenced).await?;
     // 7. The position; from here on the source keeps its log for this shard.
     let mut resumed = start::begin(context, &source, &mut fenced, &mut volume, beginning).await?;
     // 8. The rows that are not there yet, but for those that can be copied while the stream runs.
@@ -86,7 +104,8 @@ async fn prepare(context: Context<'_>) -> Result<Ready, Failure> {
     // Nothing has moved the slot since step 4, but for a new one.
     let from = start::read_from(&source, &fenced, &resumed).await?;
     source.session.close().await;
-    Ok(Ready { volume, fenced, checkpoint: resumed.checkpoint, from, tables, ranges, assigned })
+    let (checkpoint, transforms) = (resumed.checkpoint, source.transforms);
+    Ok(Ready { volume, fenced, checkpoint, from, tables, ranges, assigned, transforms })
 }
 
 /// Everything that the stream needs.
@@ -99,4 +118,5 @@ struct Ready {
     /// The tables that are copied while the stream runs.
     ranges: Vec<RangeTable>,
     assigned: Assigned,
+    transforms: Arc<Transforms>,
 }

@@ -32,7 +32,7 @@ pub async fn resnapshot(
         return Err(Failure::new(Reason::ManifestInvalid, message));
     }
     let sink::Resnapshotted { meant, known, was_done } =
-        sink::resnapshot(&pipeline.sink, &pipeline.uid, patterns, token).await?;
+        sink::resnapshot(&pipeline.sink, pipeline.lineage.key(), patterns, token).await?;
     if was_done {
         return Ok(false);
     }

@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use penstock_crds::CdcPipeline;
@@ -11,7 +12,10 @@ use penstock_crds::revision::DataAffecting;
 use sha2::{Digest as _, Sha256};
 
 use crate::failure::Failure;
+use crate::lineage::Lineage;
+use crate::mask_keys::MaskKeyFiles;
 use crate::postgres::{Credentials, End, Endpoint, EndpointFiles};
+use crate::transform::{Entries, MaskKeys};
 use penstock_crds::report::Reason;
 
 /// Flags and environment of `penstock-worker`, the same for every subcommand.
@@ -31,6 +35,19 @@ pub struct Folders {
     /// as far as the manifest names them
     #[arg(long, env = "PENSTOCK_TLS_DIR", value_name = "DIR", default_value = names::DIR_TLS)]
     pub tls_dir: PathBuf,
+
+    /// Folder with one folder per Secret that a mask of the manifest names, each with the file key. The environment variable
+    /// `PENSTOCK_MASK_KEY_` with the Secret's name in capitals (`PENSTOCK_MASK_KEY_SHOP_PII` for shop-pii) comes first
+    #[arg(long, env = "PENSTOCK_MASK_KEYS_DIR", value_name = "DIR", default_value = names::DIR_MASK_KEYS)]
+    pub mask_keys_dir: PathBuf,
+
+    /// Revision; by default the one that the manifest means
+    #[arg(long, env = "PENSTOCK_REVISION")]
+    pub revision: Option<String>,
+
+    /// The revision is, or began as, a canary: with slots, state and tables of its own
+    #[arg(long, env = "PENSTOCK_CANARY")]
+    pub canary: bool,
 }
 
 /// Flags and environment of `penstock-worker run`.
@@ -39,10 +56,6 @@ pub struct RunArguments {
     #[command(flatten)]
     #[expect(missing_docs, reason = "its fields are documented")]
     pub folders: Folders,
-
-    /// Revision to run; by default the one that the manifest means
-    #[arg(long, env = "PENSTOCK_REVISION")]
-    pub revision: Option<String>,
 
     /// Number of the revision: a worker takes a shard over from a revision with a lower one only. Without
     /// it the worker takes over whatever is there
@@ -85,8 +98,10 @@ pub struct RunArguments {
 pub struct Pipeline {
     /// The manifest as written.
     pub manifest: CdcPipeline,
-    /// UID of the object; on a laptop one made from namespace and name.
-    pub uid: String,
+    /// Whose state the worker moves: the pipeline's first lineage, or a canary's.
+    pub lineage: Lineage,
+    /// Revision.
+    pub revision: String,
     /// Namespace.
     pub namespace: String,
     /// Name.
@@ -95,6 +110,9 @@ pub struct Pipeline {
     pub source: Endpoint,
     /// The sink database.
     pub sink: Endpoint,
+    /// What is done to rows on their way.
+    pub transforms: Arc<Entries>,
+    mask_keys: MaskKeyFiles,
 }
 
 /// What `penstock-worker run` runs.
@@ -102,8 +120,6 @@ pub struct Pipeline {
 pub struct Settings {
     /// The pipeline.
     pub pipeline: Pipeline,
-    /// Revision.
-    pub revision: String,
     /// Its number; absent on a laptop.
     pub revision_number: Option<i64>,
     /// Shard, from 0.
@@ -130,6 +146,11 @@ impl Pipeline {
         let name = manifest.metadata.name.clone().unwrap_or_default();
         let namespace = manifest.metadata.namespace.clone().unwrap_or_else(|| "default".into());
         let uid = manifest.metadata.uid.clone().unwrap_or_else(|| local_uid(&namespace, &name));
+        let revision = match &folders.revision {
+            Some(revision) => revision.clone(),
+            None => DataAffecting::from(&manifest.spec).name().map_err(|error| invalid(error.to_string()))?.0,
+        };
+        let lineage = if folders.canary { Lineage::of_canary(&uid, &revision) } else { Lineage::first(uid) };
         let endpoint =
             |end: End, folder: &str, connection: &penstock_crds::connection::PostgresConnection| Endpoint {
                 end,
@@ -142,7 +163,20 @@ impl Pipeline {
             };
         let source = endpoint(End::Source, "source", &manifest.spec.source.postgres.connection);
         let sink = endpoint(End::Sink, "sink", &manifest.spec.sink.postgres.connection);
-        Ok(Self { manifest, uid, namespace, name, source, sink })
+        let schemas = &manifest.spec.sink.postgres.schema_map;
+        let transforms = Entries::new(&manifest.spec.transforms, schemas)
+            .map_err(|error| invalid(format!("{path}: spec.transforms: {error}")))?;
+        let mask_keys = MaskKeyFiles::new(&folders.mask_keys_dir);
+        let transforms = Arc::new(transforms);
+        Ok(Self { manifest, lineage, revision, namespace, name, source, sink, transforms, mask_keys })
+    }
+
+    /// The keys of the manifest's masks, as they are now.
+    ///
+    /// # Errors
+    /// `CredentialsMissing`.
+    pub async fn mask_keys(&self) -> Result<MaskKeys, Failure> {
+        self.mask_keys.read(&self.manifest.spec.transforms).await
     }
 }
 
@@ -162,22 +196,10 @@ impl Settings {
             );
             return Err(Failure::new(Reason::ManifestInvalid, message));
         }
-        let revision = match &arguments.revision {
-            Some(revision) => revision.clone(),
-            None => {
-                DataAffecting::from(&pipeline.manifest.spec)
-                    .name()
-                    .map_err(|error| Failure::new(Reason::ManifestInvalid, error.to_string()))?
-                    .0
-            }
-        };
-        let state_dir = arguments
-            .state_dir
-            .clone()
-            .unwrap_or_else(|| default_state_dir(&pipeline.namespace, &pipeline.name, arguments.shard));
+        let state_dir =
+            arguments.state_dir.clone().unwrap_or_else(|| default_state_dir(&pipeline, arguments.shard));
         Ok(Self {
             pipeline,
-            revision,
             revision_number: arguments.revision_number,
             shard: arguments.shard,
             state_dir,
@@ -202,10 +224,12 @@ fn local_uid(namespace: &str, name: &str) -> String {
     format!("local-{}", &digest[..32])
 }
 
-fn default_state_dir(namespace: &str, name: &str, shard: u16) -> PathBuf {
+fn default_state_dir(pipeline: &Pipeline, shard: u16) -> PathBuf {
+    let Pipeline { namespace, name, lineage, .. } = pipeline;
+    let begun_by = lineage.begun_by().map(|revision| format!("-{revision}")).unwrap_or_default();
     let base = std::env::var_os("XDG_STATE_HOME")
         .map(PathBuf::from)
         .or_else(|| std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".local/state")))
         .unwrap_or_else(|| PathBuf::from("."));
-    base.join("penstock").join(format!("{namespace}-{name}-{shard}"))
+    base.join("penstock").join(format!("{namespace}-{name}{begun_by}-{shard}"))
 }

@@ -175,6 +175,59 @@ fn a_broken_rule_says_what_to_write_instead() {
 }
 
 #[test]
+fn a_broken_rule_of_transforms_says_what_to_write_instead() {
+    refused(&[
+        ("/spec/transforms", "[{tables: [public.a]}]", "say what is done to the tables"),
+        (
+            "/spec/transforms",
+            "[{tables: [public.a], selectColumns: [id], dropColumns: [b]}]",
+            "either selectColumns (all others are left out) or dropColumns",
+        ),
+        ("/spec/transforms", "[{tables: ['public.*'], renameTable: b}]", "must hold one table without *"),
+        (
+            "/spec/transforms",
+            "[{tables: [public.a, public.b], renameTable: c}]",
+            "must hold one table without *",
+        ),
+        (
+            "/spec/transforms",
+            "[{tables: [orders], dropColumns: [b]}]",
+            "write schema.table, schema.* or schema.prefix*",
+        ),
+        (
+            "/spec/transforms",
+            "[{tables: [p.a], maskColumns: [{columns: [b]}]}]",
+            "write one of hash, redact and truncate",
+        ),
+        (
+            "/spec/transforms",
+            "[{tables: [p.a], maskColumns: [{columns: [b], redact: {}, truncate: {length: 1}}]}]",
+            "write one of hash, redact and truncate",
+        ),
+        (
+            "/spec/transforms",
+            "[{tables: [p.a], maskColumns: [{columns: [b], hash: {keySecret: A_B}}]}]",
+            "must be the name of a Secret",
+        ),
+        (
+            "/spec/transforms",
+            "[{tables: [p.a], maskColumns: [{columns: [b], truncate: {length: 0}}]}]",
+            "must be between 1 and 10000",
+        ),
+        ("/spec/transforms", "[{tables: [p.a], renameColumns: {a: ''}}]", "must not be empty"),
+    ]);
+}
+
+#[test]
+fn transforms_are_read_with_their_defaults() {
+    let yaml = "[{tables: [public.a], renameTable: b, maskColumns: [{columns: [c], redact: {}}]}]";
+    let pipeline = parse(&with("/spec/transforms", yaml)).unwrap();
+    let [entry] = &pipeline.spec.transforms[..] else { panic!("{:?}", pipeline.spec.transforms) };
+    assert_eq!(entry.rename_table.as_deref(), Some("b"));
+    assert_eq!(entry.mask_columns[0].redact.as_ref().unwrap().with, "***");
+}
+
+#[test]
 fn all_mistakes_of_a_manifest_are_told_at_once() {
     let refusal = refusal(&with("/spec/source", "{postgres: {conection: {}, tables: [a.b]}}"));
     assert!(refusal.contains("spec.source.postgres.connection: required"), "{refusal}");

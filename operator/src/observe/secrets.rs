@@ -11,12 +11,13 @@ use k8s_openapi::api::core::v1::Secret;
 use kube::{Api, Client, ResourceExt as _};
 use penstock_crds::CdcPipeline;
 use penstock_crds::names::FILE_TOKEN;
+use penstock_crds::transform::key_secrets;
 
 use super::Identity;
 use super::objects::is_owned;
 use crate::call::{CallError, call};
 use crate::names::{ANNOTATION_RENEW_AT, control_secret};
-use crate::plan::secrets_required;
+use crate::plan::{MASK_KEYS, secrets_required};
 use crate::world::{ControlSecret, SecretKeys};
 
 /// How long a Secret that was in order is believed to be.
@@ -71,6 +72,9 @@ impl SecretReader {
         let mut required: BTreeMap<&str, BTreeSet<&str>> = BTreeMap::new();
         for (_, secret, keys) in connections.into_iter().flat_map(secrets_required) {
             required.entry(secret).or_default().extend(keys);
+        }
+        for secret in key_secrets(&spec.transforms) {
+            required.entry(secret).or_default().extend(MASK_KEYS);
         }
         let mut found = BTreeMap::new();
         for (secret, keys) in required {

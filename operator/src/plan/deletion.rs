@@ -173,7 +173,7 @@ fn clean_up(world: &World, last: &KnownRevision) -> Result<Plan, PlanError> {
             Ok(wait(world, Vec::new(), &deleting(Verdict::stuck(OperatorReason::NameTaken, message))))
         }
         None => {
-            if let Some(missing) = secrets::missing(world) {
+            if let Some(missing) = secrets::missing_for_clean_up(world) {
                 let verdict = Verdict::stuck(Reason::CredentialsMissing, format!("{missing}. {LET_GO}"));
                 return Ok(wait(world, Vec::new(), &deleting(verdict)));
             }

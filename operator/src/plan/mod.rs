@@ -26,7 +26,7 @@ use serde::Serialize;
 
 pub use events::{EventKind, PlannedEvent};
 pub use manifests::Manifest;
-pub(crate) use secrets::required as secrets_required;
+pub(crate) use secrets::{MASK_KEYS, required as secrets_required};
 
 use self::events::LEFT_BEHIND;
 use crate::world::World;

@@ -1,11 +1,30 @@
 //! The Secrets that a manifest names: what is missing, said before a pod hangs on it.
 
 use penstock_crds::connection::PostgresConnection;
+use penstock_crds::names::FILE_MASK_KEY;
+use penstock_crds::transform::key_secrets;
 
 use crate::world::{SecretKeys, World};
 
+/// What the Secret of a mask holds.
+pub(crate) const MASK_KEYS: [&str; 1] = [FILE_MASK_KEY];
+
 /// What must be made before workers can start, as one sentence; absent when everything is there.
 pub(super) fn missing(world: &World) -> Option<String> {
+    let mut sentences = missing_for_connections(world);
+    for secret in key_secrets(&world.pipeline.spec.transforms) {
+        sentences.extend(missing_in(world, "transforms.maskColumns.hash.keySecret", secret, &MASK_KEYS));
+    }
+    (!sentences.is_empty()).then(|| sentences.join(". "))
+}
+
+/// The same before a deleted pipeline can be cleaned up: no row is masked any more, so nothing waits for a mask's key.
+pub(super) fn missing_for_clean_up(world: &World) -> Option<String> {
+    let sentences = missing_for_connections(world);
+    (!sentences.is_empty()).then(|| sentences.join(". "))
+}
+
+fn missing_for_connections(world: &World) -> Vec<String> {
     let spec = &world.pipeline.spec;
     let ends = [("source", &spec.source.postgres.connection), ("sink", &spec.sink.postgres.connection)];
     let mut sentences: Vec<String> = Vec::new();
@@ -15,7 +34,7 @@ pub(super) fn missing(world: &World) -> Option<String> {
             sentences.extend(missing_in(world, &path, secret, keys));
         }
     }
-    (!sentences.is_empty()).then(|| sentences.join(". "))
+    sentences
 }
 
 /// The Secrets of a connection: which field names them, and the keys they need.

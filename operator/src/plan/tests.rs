@@ -3,6 +3,7 @@
 mod comparison;
 mod decided;
 mod golden;
+mod masks;
 mod properties;
 pub(crate) mod scene;
 mod schedule;

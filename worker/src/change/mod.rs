@@ -8,6 +8,7 @@ mod published_as;
 mod relation;
 mod row;
 mod shape;
+mod steps;
 pub mod table;
 pub mod travel;
 
@@ -19,3 +20,4 @@ pub use published_as::PublishedAs;
 pub use relation::{Relation, RelationColumn, RelationId, ReplicaIdentity};
 pub use row::{Change, OldRow, Row, Value};
 pub use shape::{PartColumn, PresentTable, ShapeColumn, ShapeLabel, ShapePart, TableShape};
+pub use steps::{Steps, Treatment};

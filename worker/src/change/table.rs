@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use super::{ColumnType, RelationId, ReplicaIdentity};
+use super::{ColumnType, RelationId, ReplicaIdentity, Steps};
 
 /// Schema and name, as PostgreSQL stores them (unquoted).
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -66,6 +66,8 @@ pub struct SourceTable {
     pub foreign_key_peers: Vec<RelationId>,
     /// Rows, as the source's statistics estimate them.
     pub estimated_rows: u64,
+    /// What is done to its columns on their way. As the catalogue has it: nothing; else this is the table as the sink gets it.
+    pub steps: Steps,
 }
 
 /// A column of the source.
@@ -82,4 +84,6 @@ pub struct SourceColumn {
     pub constant_default: Option<String>,
     /// Expression of a stored generated column: computed in the sink, never in the stream.
     pub generated: Option<String>,
+    /// Its values are masked: no default of the sink may stand in for them.
+    pub is_masked: bool,
 }

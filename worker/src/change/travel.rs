@@ -105,7 +105,7 @@ fn is_text(part: &ColumnType, versions: Versions) -> bool {
 mod tests {
     use super::*;
     use crate::change::table::{SourceColumn, TableName};
-    use crate::change::{MadeType, RelationId, ReplicaIdentity, TypeKind};
+    use crate::change::{MadeType, RelationId, ReplicaIdentity, Steps, TypeKind};
 
     fn table(types: &[ColumnType]) -> SourceTable {
         let column = |(place, column_type): (usize, &ColumnType)| SourceColumn {
@@ -114,6 +114,7 @@ mod tests {
             is_not_null: false,
             constant_default: None,
             generated: None,
+            is_masked: false,
         };
         SourceTable {
             id: RelationId(1),
@@ -126,6 +127,7 @@ mod tests {
             is_partitioned: false,
             foreign_key_peers: Vec::new(),
             estimated_rows: 0,
+            steps: Steps::default(),
         }
     }
 

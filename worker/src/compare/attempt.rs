@@ -20,10 +20,11 @@ use crate::change::{Lsn, PublishedAs, RelationId};
 use crate::failure::Failure;
 use crate::postgres::{End, Session};
 use crate::settings::Pipeline;
-use crate::sink::{self, Arrival, BARRIER_PREFIX, Registration};
+use crate::sink::{self, Arrival, BARRIER_PREFIX, BarrierId, BarrierKind, Registration};
 use crate::source::{self, Durability, ExportedSnapshot, Inspection, PublicationName, SlotName};
+use crate::transform::{self, Transforms};
 
-const LOOK_FOR_ARRIVALS_EVERY: Duration = Duration::from_millis(50);
+pub(super) const LOOK_FOR_ARRIVALS_EVERY: Duration = Duration::from_millis(50);
 
 /// Both ends, open.
 struct Opened {
@@ -43,7 +44,10 @@ pub(super) async fn attempt(
     only: Option<&BTreeSet<TableName>>,
 ) -> Result<Round, Failure> {
     // 1. The barrier is known before it is in the log.
-    let registration = sink::register(&pipeline.sink, &pipeline.uid).await?;
+    let registration = {
+        let (kind, id) = (BarrierKind::Comparison, BarrierId::new(pipeline.lineage.key()));
+        sink::register(&pipeline.sink, id, kind, sink::LEASE).await?
+    };
     let (barrier, publication) = (registration.id.clone(), publication(pipeline, &registration));
     // 2. Both ends. Once they are open the shards need not keep theirs any longer; nor if they could not be.
     let opened = open_ends(pipeline, request, &registration).await;
@@ -57,7 +61,8 @@ pub(super) async fn attempt(
     let (hashing, circumstances) = hashing(pipeline, &source, &sinks).await?;
     let mut shards = BTreeMap::new();
     for (shard, side) in &sinks {
-        shards.insert(*shard, sink::tables_at_barrier(side.session()?, &pipeline.uid, *shard).await?);
+        shards
+            .insert(*shard, sink::tables_at_barrier(side.session()?, pipeline.lineage.key(), *shard).await?);
     }
     let is_meant = |name: &TableName| {
         let is_named = |pattern: &TablePattern| pattern.matches(&name.schema, &name.name);
@@ -66,7 +71,10 @@ pub(super) async fn attempt(
             |only| only.contains(name),
         )
     };
-    let (pairs, unknown) = pair(&inspection.tables, is_meant, &shards, circumstances);
+    let keys = pipeline.mask_keys().await?;
+    source.set(&transform::settings(&keys)).await?;
+    let transforms = Transforms::new(&pipeline.transforms, &keys, &inspection.tables, &BTreeMap::new())?;
+    let (pairs, unknown) = pair(&inspection.tables, &transforms, is_meant, &shards, circumstances);
     if pairs.is_empty() && unknown.is_empty() {
         return Err(nothing_meant(&inspection));
     }
@@ -184,7 +192,7 @@ fn by_name(pairs: &BTreeMap<RelationId, Pair>) -> Vec<(&RelationId, &Pair)> {
 fn publication(pipeline: &Pipeline, registration: &Registration) -> PublicationName {
     match &pipeline.manifest.spec.source.postgres.publication {
         Some(given) => PublicationName::given(given),
-        None => PublicationName::of_pipeline(&registration.facts.names_uid),
+        None => PublicationName::of_pipeline(&registration.lineage.names_uid),
     }
 }
 
@@ -196,7 +204,7 @@ async fn open_source(
     registration: &Registration,
 ) -> Result<(ExportedSnapshot, Side), Failure> {
     let endpoint = &pipeline.source;
-    let slot = SlotName::of_comparison(&registration.facts.names_uid, rand::random());
+    let slot = SlotName::of_comparison(&registration.lineage.names_uid, rand::random());
     let emitter = endpoint
         .connect(slot.as_str())
         .await
@@ -242,11 +250,11 @@ async fn inspect(
     let inspection = source::preflight(session, spec, &patterns).await?;
     let release = "ROLLBACK TO SAVEPOINT inspection; RELEASE SAVEPOINT inspection";
     session.batch_execute(release).await.map_err(failed)?;
-    if inspection.identity.system_id != registration.facts.source_system_id {
+    if inspection.identity.system_id != registration.lineage.source_system_id {
         let message = format!(
             "The source is another server (system identifier {}) than the one that the sink's rows come from ({}). Set \
              source.postgres.connection back to that one.",
-            inspection.identity.system_id, registration.facts.source_system_id
+            inspection.identity.system_id, registration.lineage.source_system_id
         );
         return Err(Failure::new(Reason::SourceChanged, message));
     }
@@ -258,10 +266,10 @@ async fn wait_for_arrivals(
     request: &Request,
     registration: &Registration,
 ) -> Result<BTreeMap<u16, Arrival>, Failure> {
-    let shards = registration.facts.shards;
+    let shards = registration.lineage.shards;
     let began = Instant::now();
     loop {
-        let arrivals = registration.arrivals().await?;
+        let arrivals = registration.arrivals(&registration.lineage).await?;
         let is_void = arrivals.values().any(|arrival| matches!(arrival, Arrival::Void(_)));
         let missing: Vec<String> = (0..shards)
             .filter(|shard| !arrivals.contains_key(shard))
@@ -307,13 +315,13 @@ async fn open_sinks(
             Err(failure) => {
                 tracing::debug!("{failure}");
                 // A worker that ended took its snapshot along; a sink that is away says so again.
-                registration.arrivals().await?;
+                registration.arrivals(&registration.lineage).await?;
                 return Ok(None);
             }
         };
         let side = Side::new(End::Sink, pipeline.sink.clone(), sessions);
         let session = side.session()?;
-        if !sink::is_at_barrier(session, &registration.id.uid, *shard, *commit_lsn, *sequence).await? {
+        if !sink::is_at_barrier(session, &registration.lineage.key, *shard, *commit_lsn, *sequence).await? {
             return Ok(None);
         }
         sinks.insert(*shard, side);

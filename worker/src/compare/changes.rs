@@ -1,10 +1,12 @@
 //! Which rows changed between the snapshot and the barrier, and what they are at the barrier. Pure.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
 
 use super::cell::Cell;
 use super::subject::Subject;
 use crate::change::{Change, OldRow, Relation, RelationId, ReplicaIdentity, Row, Value};
+use crate::transform::Plan;
 
 /// Text of a key's columns.
 pub(super) type Key = Vec<String>;
@@ -86,9 +88,19 @@ pub(super) struct Delta {
     pub(super) values: Vec<Option<String>>,
 }
 
+impl TableChanges {
+    /// Nothing is known to have changed.
+    pub(super) fn is_empty(&self) -> bool {
+        self.void.is_none() && self.rows.is_empty() && self.deltas.is_empty()
+    }
+}
+
 #[derive(Debug)]
 struct Shape {
+    /// As the stream describes it.
     relation: Relation,
+    /// What is done to its rows on their way.
+    plan: Option<Plan>,
     /// Where the subject's columns are in the rows of the stream.
     columns: Vec<usize>,
     key: Vec<usize>,
@@ -150,12 +162,25 @@ impl Changes {
 impl Shape {
     /// `None`: the table has other columns than when it was inspected.
     fn new(relation: &Relation, subject: &Subject) -> Option<Self> {
+        let plan = match &subject.projection {
+            None => None,
+            Some(projection) => Some(projection.steps.plan(relation).ok()?),
+        };
+        let streamed = relation;
+        let relation = plan.as_ref().map_or(streamed, |plan| &plan.relation);
         let place = |name: &String| relation.columns.iter().position(|column| column.name == *name);
         Some(Self {
-            relation: relation.clone(),
+            relation: streamed.clone(),
             columns: subject.columns.iter().map(place).collect::<Option<_>>()?,
             key: subject.key.iter().map(place).collect::<Option<_>>()?,
+            plan,
         })
+    }
+
+    /// A change as the sink should have it.
+    fn transformed<'a>(&self, change: &'a Change) -> Result<Cow<'a, Change>, &'static str> {
+        let Some(plan) = &self.plan else { return Ok(Cow::Borrowed(change)) };
+        plan.apply(change.clone()).map(Cow::Owned).map_err(|_| "a value that cannot be masked")
     }
 
     fn key(&self, row: &Row, old: Option<&Row>) -> Result<Key, &'static str> {
@@ -215,7 +240,8 @@ impl TableChanges {
 
     fn apply_keyed(&mut self, change: &Change) -> Result<(), &'static str> {
         let shape = self.shape.as_ref().ok_or("a row that it had not described")?;
-        match change {
+        let change = shape.transformed(change)?;
+        match change.as_ref() {
             Change::Insert { new, .. } => {
                 let (key, cells) = (shape.key(new, None)?, shape.cells(new)?);
                 self.set(key, Last::Row { cells, origin: None });
@@ -257,7 +283,8 @@ impl TableChanges {
 
     fn apply_keyless(&mut self, change: &Change) -> Result<(), &'static str> {
         let shape = self.shape.as_ref().ok_or("a row that it had not described")?;
-        let (old, new) = match change {
+        let change = shape.transformed(change)?;
+        let (old, new) = match change.as_ref() {
             Change::Insert { new, .. } => (None, Some(shape.texts(new, None)?)),
             Change::Delete { old: OldRow::Full(old), .. } => (Some(shape.texts(old, None)?), None),
             Change::Update { old: Some(OldRow::Full(old)), new, .. } => {

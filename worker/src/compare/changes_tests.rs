@@ -12,6 +12,7 @@ fn subject(key: &[&str]) -> Subject {
         sink: TableName::new("public", "t"),
         shard: 0,
         columns: vec!["id".into(), "body".into()],
+        projection: None,
         left_out: Vec::new(),
         key: key.iter().map(ToString::to_string).collect(),
         is_key_built_in: true,

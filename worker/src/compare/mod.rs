@@ -10,7 +10,9 @@ mod attempt;
 mod cell;
 mod changes;
 mod pairs;
+mod revisions;
 mod side;
+mod since;
 mod subject;
 mod summary;
 mod sums;
@@ -24,6 +26,9 @@ use std::time::Duration;
 use penstock_crds::table_pattern::TablePattern;
 use tokio_util::sync::CancellationToken;
 
+pub use self::revisions::compare_revisions;
+pub(crate) use self::revisions::emit_barrier;
+pub(crate) use self::since::Since;
 pub use self::verdict::{Comparison, Difference, Kind, TableResult, Values, Verdict};
 use crate::change::table::TableName;
 use crate::failure::Failure;
@@ -41,6 +46,8 @@ pub struct Request {
     pub limit: usize,
     /// Name their values, too.
     pub has_values: bool,
+    /// Columns that two revisions may have different values in.
+    pub leave_out: Vec<String>,
     /// Sessions at each end.
     pub sessions: usize,
     /// How long the source may take to make a slot, and the shards to meet the barrier.

@@ -17,7 +17,7 @@ use tokio_util::task::AbortOnDropHandle;
 
 use super::cell::Cell;
 use super::changes::{Delta, Key};
-use super::subject::{Buckets, Hashing, Subject};
+use super::subject::{Buckets, Hashing, Projection, Subject};
 use super::sums::Sums;
 use crate::change::table::TableName;
 use crate::failure::Failure;
@@ -83,6 +83,25 @@ impl Side {
         Self { end, endpoint, sessions }
     }
 
+    /// Ends the transactions, and with them the locks.
+    pub(super) async fn close(self) {
+        for session in self.sessions {
+            session.close().await;
+        }
+    }
+
+    /// Sets settings in every session, each by a statement of its own.
+    pub(super) async fn set(&self, settings: &[(String, String)]) -> Result<(), Failure> {
+        let sql = "SELECT pg_catalog.set_config($1, $2, false)";
+        for session in &self.sessions {
+            for (name, value) in settings {
+                let set = session.execute(sql, &[name, value]).await;
+                set.map_err(|error| self.failed(&error, "preparing to compare masked values"))?;
+            }
+        }
+        Ok(())
+    }
+
     /// The first session: for what is read once.
     pub(super) fn session(&self) -> Result<&Session, Failure> {
         let none =
@@ -99,13 +118,14 @@ impl Side {
         &self,
         name: &TableName,
         is_partitioned: bool,
+        projection: Option<&Projection>,
         awaited: &Awaited,
     ) -> Result<Locked<'_>, Unsettled> {
         let table = if is_partitioned { name.quoted() } else { format!("ONLY {}", name.quoted()) };
         let mut locked = 0;
         let taken = self.take_lock(&table, &mut locked).await;
         let files = match (taken, self.sessions.first()) {
-            (Ok(()), Some(session)) => read_files(session, name).await,
+            (Ok(()), Some(session)) => read_files(session, name, projection).await,
             (Ok(()), None) => Ok(None),
             (Err(error), _) => Err(error),
         };
@@ -114,6 +134,7 @@ impl Side {
                 let awaited = Arc::clone(awaited);
                 let watch = watch_for_waiters(self.end, self.endpoint.clone(), oids, Arc::clone(&awaited));
                 let watch = AbortOnDropHandle::new(tokio::spawn(watch));
+                let table = projection.map_or(table.clone(), |projection| projection.of(&table));
                 return Ok(Locked { side: self, table, parts, awaited, _watch: watch });
             }
             Ok(None) => {
@@ -334,7 +355,11 @@ async fn watch_for_waiters(end: End, endpoint: Endpoint, oids: Vec<u32>, awaited
 
 /// Relations that hold the table's rows, itself included, and its parts; `None`: they are not those of the snapshot. A
 /// query reads `pg_class` as the snapshot sees it, while `pg_relation_filenode` says what is now.
-async fn read_files(session: &Session, name: &TableName) -> Result<Option<(Vec<u32>, Vec<Part>)>, Error> {
+async fn read_files(
+    session: &Session,
+    name: &TableName,
+    projection: Option<&Projection>,
+) -> Result<Option<(Vec<u32>, Vec<Part>)>, Error> {
     let sql = "WITH RECURSIVE tree (id, kind) AS ( \
                  SELECT c.oid, c.relkind FROM pg_catalog.pg_class AS c \
                  JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace \
@@ -358,6 +383,8 @@ async fn read_files(session: &Session, name: &TableName) -> Result<Option<(Vec<u
             continue;
         }
         let (table, bytes, block): (String, i64, i64) = (row.try_get(2)?, row.try_get(4)?, row.try_get(5)?);
+        let only = format!("ONLY {table}");
+        let only = projection.map_or(only.clone(), |projection| projection.of(&only));
         let (pages, per_part) = (bytes / block.max(1) + 1, (PART_BYTES / block.max(1)).max(1));
         let count = (pages + per_part - 1) / per_part;
         parts.extend((0..count).map(|number| {
@@ -366,7 +393,7 @@ async fn read_files(session: &Session, name: &TableName) -> Result<Option<(Vec<u
             } else {
                 String::new()
             };
-            format!("ONLY {table} AS t WHERE t.ctid >= '({},0)'::pg_catalog.tid{end}", number * per_part)
+            format!("{only} AS t WHERE t.ctid >= '({},0)'::pg_catalog.tid{end}", number * per_part)
         }));
     }
     Ok((!oids.is_empty()).then_some((oids, parts)))

@@ -5,7 +5,10 @@
 //! (`PIN_SETTINGS`). Rows fall into buckets by a hash of their key, which needs no order, and so no collation that two
 //! servers would have to share.
 
+use std::sync::Arc;
+
 use crate::change::table::{TableName, quote_identifier, quote_literal};
+use crate::transform::TableSteps;
 
 /// Values up to this length are kept as they are, longer ones as their length and SHA-256.
 pub(super) const TEXT_KEPT_MAX: usize = 256;
@@ -16,8 +19,10 @@ pub(super) struct Subject {
     pub(super) name: TableName,
     pub(super) sink: TableName,
     pub(super) shard: u16,
-    /// The columns that are carried, in the source's order.
+    /// The columns that are carried, in the source's order, as the sink calls them.
     pub(super) columns: Vec<String>,
+    /// What the source's rows are read through, where something is done to them on their way.
+    pub(super) projection: Option<Projection>,
     /// Columns of the source that the sink does not have, and need not have (`schemaChanges: Ignore`).
     pub(super) left_out: Vec<String>,
     /// Those that name a row; empty where nothing but the whole row does.
@@ -26,6 +31,21 @@ pub(super) struct Subject {
     pub(super) is_key_built_in: bool,
     /// Rows by the source's statistics.
     pub(super) estimated_rows: u64,
+}
+
+/// Gives the rows of a table of the source as the sink has them.
+#[derive(Clone, Debug)]
+pub(super) struct Projection {
+    pub(super) steps: Arc<TableSteps>,
+    /// The columns that are carried, as the source calls them.
+    pub(super) columns: Vec<String>,
+}
+
+impl Projection {
+    /// For FROM, in place of the table.
+    pub(super) fn of(&self, table: &str) -> String {
+        self.steps.projection(table, self.columns.iter().map(String::as_str))
+    }
 }
 
 /// How both ends hash.
@@ -254,6 +274,7 @@ mod tests {
             sink: TableName::new("public", "t"),
             shard: 0,
             columns: vec!["a\"b".into(), "C".into()],
+            projection: None,
             left_out: Vec::new(),
             key: Vec::new(),
             is_key_built_in: true,

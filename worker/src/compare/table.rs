@@ -57,9 +57,26 @@ pub(super) async fn compare(
     if let Some(why) = changes.void {
         return Err(Unsettled::Later(why));
     }
+    let rows = changes.rows.len().max(changes.deltas.len()) as u64;
+    compare_with(ends, subject, rows, async |comparing| {
+        comparing.run(ends, &changes.rows, &changes.deltas).await
+    })
+    .await
+}
+
+/// Locks both ends of a table, and compares what is meant.
+async fn compare_with(
+    ends: &Ends<'_>,
+    subject: &Subject,
+    changed_rows: u64,
+    run: impl AsyncFnOnce(&mut Comparing<'_>) -> Result<(), Unsettled>,
+) -> Result<(TableResult, Vec<Difference>), Unsettled> {
     let awaited = Awaited::default();
-    let source = ends.source.lock(&subject.name, ends.is_source_partitioned, &awaited).await?;
-    let sink = match ends.sink.lock(&subject.sink, ends.is_sink_partitioned, &awaited).await {
+    let source = ends
+        .source
+        .lock(&subject.name, ends.is_source_partitioned, subject.projection.as_ref(), &awaited)
+        .await?;
+    let sink = match ends.sink.lock(&subject.sink, ends.is_sink_partitioned, None, &awaited).await {
         Ok(sink) => sink,
         Err(why) => {
             source.unlock().await?;
@@ -70,7 +87,7 @@ pub(super) async fn compare(
         position: Some(ends.position.clone()),
         reason: None,
         left_out_columns: subject.left_out.clone(),
-        changed_rows: changes.rows.len().max(changes.deltas.len()) as u64,
+        changed_rows,
         ..TableResult::unknown(subject.name.to_string(), subject.sink.to_string(), String::new())
     };
     let mut comparing = Comparing {
@@ -83,7 +100,7 @@ pub(super) async fn compare(
         result,
         differences: Vec::new(),
     };
-    let mut compared = comparing.run(ends, &changes.rows, &changes.deltas).await;
+    let mut compared = run(&mut comparing).await;
     if compared.is_ok() && comparing.result.differing_rows > 0 {
         for (side, name) in [(ends.source, &subject.name), (ends.sink, &subject.sink)] {
             if !side.is_as_at_snapshot(name).await? {
@@ -99,7 +116,33 @@ pub(super) async fn compare(
     Ok((result, differences))
 }
 
+/// Compares the rows with these keys, as both ends have them now.
+pub(super) async fn compare_keys(
+    ends: &Ends<'_>,
+    subject: &Subject,
+    keys: &[Key],
+) -> Result<(TableResult, Vec<Difference>), Unsettled> {
+    compare_with(ends, subject, keys.len() as u64, async |comparing| comparing.judge_keys(keys).await).await
+}
+
 impl Comparing<'_> {
+    /// One by one.
+    async fn judge_keys(&mut self, keys: &[Key]) -> Result<(), Unsettled> {
+        for keys in keys.chunks(ROWS_AT_A_TIME) {
+            let (at_source, at_sink) =
+                try_join(self.source.lookup(self.subject, keys), self.sink.lookup(self.subject, keys))
+                    .await?;
+            for key in keys {
+                let rows = |found: &super::side::Found| found.get(key).cloned().unwrap_or_default();
+                let (source, sink) = (rows(&at_source), rows(&at_sink));
+                self.result.source_rows += source.len() as u64;
+                self.result.sink_rows += sink.len() as u64;
+                self.judge(key, &source, &sink);
+            }
+        }
+        Ok(())
+    }
+
     async fn run(
         &mut self,
         ends: &Ends<'_>,

@@ -17,10 +17,39 @@ pub enum Verdict {
     Different,
 }
 
+/// What was compared with what.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Between {
+    /// The source with the sink.
+    #[default]
+    SourceAndSink,
+    /// The sink tables that readers know with those of a canary. What is said of a source means the first.
+    Revisions,
+}
+
+impl Between {
+    #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde's signature")]
+    fn is_default(&self) -> bool {
+        *self == Self::SourceAndSink
+    }
+
+    /// Names of the two.
+    fn ends(self) -> (&'static str, &'static str) {
+        match self {
+            Self::SourceAndSink => ("source", "sink"),
+            Self::Revisions => ("stable revision", "canary"),
+        }
+    }
+}
+
 /// What a comparison found.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Comparison {
+    /// What was compared with what.
+    #[serde(skip_serializing_if = "Between::is_default")]
+    pub between: Between,
     /// Of all tables: `Different` if one is, else `Unknown` if one is, or if there is none.
     pub verdict: Verdict,
     /// The tables, by name.
@@ -109,7 +138,12 @@ impl Comparison {
     /// Sums up.
     pub(super) fn new(tables: Vec<TableResult>, differences: Vec<Difference>) -> Self {
         let verdict = tables.iter().map(|table| table.verdict).max().unwrap_or(Verdict::Unknown);
-        Self { verdict, tables, differences }
+        Self { between: Between::default(), verdict, tables, differences }
+    }
+
+    /// The same, of these two.
+    pub(super) fn between(self, between: Between) -> Self {
+        Self { between, ..self }
     }
 
     /// Rows that differ.
@@ -139,25 +173,27 @@ impl TableResult {
 
 impl fmt::Display for Comparison {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (one, other) = self.between.ends();
         for table in &self.tables {
-            writeln!(f, "{table}")?;
+            table.tell(f, self.between)?;
+            writeln!(f)?;
             for difference in self.differences.iter().filter(|difference| difference.table == table.table) {
-                write!(f, "{difference}")?;
+                difference.tell(f, self.between)?;
             }
         }
         let count = |verdict| self.tables.iter().filter(|table| table.verdict == verdict).count();
         match self.verdict {
-            Verdict::Equal => write!(f, "The sink is equal to the source: {} tables.", self.tables.len()),
+            Verdict::Equal => write!(f, "The {other} is equal to the {one}: {} tables.", self.tables.len()),
             Verdict::Different => write!(
                 f,
-                "The sink differs from the source: {} of {} tables.",
+                "The {other} differs from the {one}: {} of {} tables.",
                 count(Verdict::Different),
                 self.tables.len()
             ),
             Verdict::Unknown if self.tables.is_empty() => write!(f, "Nothing was compared."),
             Verdict::Unknown => write!(
                 f,
-                "Whether the sink is equal to the source is unknown: {} of {} tables could not be compared.",
+                "Whether the {other} is equal to the {one} is unknown: {} of {} tables could not be compared.",
                 count(Verdict::Unknown),
                 self.tables.len()
             ),
@@ -165,13 +201,14 @@ impl fmt::Display for Comparison {
     }
 }
 
-impl fmt::Display for TableResult {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+impl TableResult {
+    fn tell(&self, f: &mut fmt::Formatter<'_>, between: Between) -> fmt::Result {
         let Self { table, source_rows, sink_rows, differing_rows, .. } = self;
+        let (one, other) = between.ends();
         let position = self.position.as_deref().unwrap_or("an unknown position");
         let but_for = match &self.left_out_columns[..] {
             [] => String::new(),
-            columns => format!(" but for {}, which the sink leaves out", columns.join(", ")),
+            columns => format!(" but for {}, which the {other} leaves out", columns.join(", ")),
         };
         match self.verdict {
             Verdict::Equal => write!(f, "{table}: equal{but_for}, {source_rows} rows at {position}"),
@@ -182,26 +219,27 @@ impl fmt::Display for TableResult {
                 let least = if self.is_at_least { "at least " } else { "" };
                 write!(
                     f,
-                    "{table}: different, {least}{differing_rows} rows at {position} (the source has {source_rows} rows, the sink {sink_rows}){but_for}"
+                    "{table}: different, {least}{differing_rows} rows at {position} (the {one} has {source_rows} rows, the {other} {sink_rows}){but_for}"
                 )
             }
         }
     }
 }
 
-impl fmt::Display for Difference {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+impl Difference {
+    fn tell(&self, f: &mut fmt::Formatter<'_>, between: Between) -> fmt::Result {
+        let (one, other) = between.ends();
         let key: Vec<String> = self.key.iter().map(|(column, value)| format!("{column}={value}")).collect();
         let name = self.place.clone().unwrap_or_else(|| key.join(", "));
         let often = if self.rows == 1 { String::new() } else { format!(" {} times", self.rows) };
         match self.kind {
-            Kind::MissingInSink => writeln!(f, "  {name}: missing in the sink{often}")?,
-            Kind::ExtraInSink => writeln!(f, "  {name}: extra in the sink{often}")?,
+            Kind::MissingInSink => writeln!(f, "  {name}: missing in the {other}{often}")?,
+            Kind::ExtraInSink => writeln!(f, "  {name}: extra in the {other}{often}")?,
             Kind::Differs => writeln!(f, "  {name}: differs in {}", self.columns.join(", "))?,
         }
         for Values { column, source, sink } in &self.values {
             let shown = |value: &Option<String>| value.clone().unwrap_or_else(|| "NULL".into());
-            writeln!(f, "    {column}: source {}, sink {}", shown(source), shown(sink))?;
+            writeln!(f, "    {column}: {one} {}, {other} {}", shown(source), shown(sink))?;
         }
         Ok(())
     }
@@ -233,10 +271,12 @@ mod tests {
     fn columns_that_the_sink_leaves_out_are_named_beside_every_verdict() {
         for verdict in [Verdict::Equal, Verdict::Different] {
             let left_out_columns = vec!["note".into(), "tag".into()];
-            let text = TableResult { left_out_columns, ..table(verdict) }.to_string();
+            let table = TableResult { left_out_columns, ..table(verdict) };
+            let text = Comparison::new(vec![table], Vec::new()).to_string();
             assert!(text.contains("but for note, tag, which the sink leaves out"), "{text}");
         }
-        assert!(!table(Verdict::Different).to_string().contains("leaves out"));
+        let text = Comparison::new(vec![table(Verdict::Different)], Vec::new()).to_string();
+        assert!(!text.contains("leaves out"));
     }
 
     #[test]

@@ -13,9 +13,10 @@ use super::followed::{
 };
 use super::heartbeat::Due;
 use super::ranges::Ranges;
-use super::shapes::ShapeKeeper;
+use super::shapes::{Fit, ShapeKeeper};
 use super::transaction::Transaction;
-use crate::batch::{Batch, Limits, TableTraits};
+use crate::batch::{Batch, Limits};
+use crate::change::table::TableName;
 use crate::change::{Change, Checkpoint, Lsn, Position, Relation, RelationId};
 use crate::checkpoint::Volume;
 use crate::decode::{self, Assembler, Event};
@@ -63,13 +64,15 @@ pub(super) struct Applier<'a> {
     /// Ranges whose rows are in the open sink transaction.
     pub(super) copied: Vec<CopiedRange>,
     pub(super) shapes: ShapeKeeper,
+    /// Nothing can be written any more as it was: the attempt ends.
+    pub(super) tables_are_exchanged: bool,
 }
 
 pub(super) struct Described {
     relation: Arc<Relation>,
     /// As the writer matched it with the sink table; `None` until its first change that is applied. Shapes from before
     /// the table was copied need not fit.
-    pub(super) traits: Option<TableTraits>,
+    pub(super) fit: Option<Fit>,
 }
 
 #[derive(Clone, Copy)]
@@ -141,6 +144,7 @@ impl<'a> Applier<'a> {
             ranges,
             copied: Vec::new(),
             shapes,
+            tables_are_exchanged: false,
         }
     }
 
@@ -231,7 +235,7 @@ impl<'a> Applier<'a> {
             return Ok(());
         }
         self.write_batch().await?;
-        self.relations.insert(relation.id, Described { relation, traits: None });
+        self.relations.insert(relation.id, Described { relation, fit: None });
         Ok(())
     }
 
@@ -242,13 +246,13 @@ impl<'a> Applier<'a> {
                 let message = format!("the source sent a change of relation {} before describing it", id.0);
                 return Err(Failure::new(Reason::ProtocolViolation, message));
             };
-            if described.traits.is_some() {
+            if described.fit.is_some() {
                 continue;
             }
             let relation = Arc::clone(&described.relation);
             let relation = self.under_its_name(relation).await?;
-            let traits = self.fit(&relation).await?;
-            self.relations.insert(*id, Described { relation, traits: Some(traits) });
+            let fit = self.fit(&relation).await?;
+            self.relations.insert(*id, Described { relation, fit: Some(fit) });
         }
         Ok(())
     }
@@ -277,13 +281,15 @@ impl<'a> Applier<'a> {
     /// Into the batch, and the batch into the sink when it is full.
     pub(super) async fn push(&mut self, change: Change) -> Result<(), Failure> {
         self.prepare(change.relations()).await?;
-        let traits = change
-            .relations()
-            .first()
-            .and_then(|relation| self.relations.get(relation))
-            .and_then(|described| described.traits.as_ref());
-        let Some(traits) = traits else {
+        let described = change.relations().first().and_then(|relation| self.relations.get(relation));
+        let Some(Described { relation, fit: Some(Fit { traits, plan }) }) = described else {
             return Err(Failure::new(Reason::ProtocolViolation, "the source sent a change of no table"));
+        };
+        let change = match plan {
+            None => change,
+            Some(plan) => plan
+                .apply(change)
+                .map_err(|error| error.of(&TableName::new(&relation.schema, &relation.name)))?,
         };
         self.taken_bytes += change.size();
         self.batch.push(traits, change)?;

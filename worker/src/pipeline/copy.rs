@@ -9,8 +9,9 @@
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
-use futures::TryStreamExt as _;
-use futures::future::try_join_all;
+use bytes::Bytes;
+use futures::future::{Either, ready, try_join_all};
+use futures::{Stream, StreamExt as _, TryStreamExt as _, stream};
 use penstock_crds::report::{NoticeReason, Reason, WorkerPhase};
 use penstock_crds::source::SnapshotMode;
 
@@ -25,10 +26,11 @@ use crate::change::travel::{Format, Versions, table_format};
 use crate::change::{Lsn, RelationId};
 use crate::evolve::same_rows;
 use crate::failure::Failure;
-use crate::incremental::{self, Copied};
+use crate::incremental::{self, Copied, KeyColumn};
 use crate::postgres::{End, classify};
 use crate::sink::{self, ChunkEnd, FirstCopy, Loader, Recorded, Sink, TableState};
 use crate::source::{self, Chunk, Durability, ExportedSnapshot, SlotName, TableCopy};
+use crate::transform::{CopyColumns, CopyMask, Transforms};
 
 /// How far each table of the shard is.
 pub(super) type States = BTreeMap<TableName, TableState>;
@@ -37,6 +39,7 @@ pub(super) type States = BTreeMap<TableName, TableState>;
 /// would keep the source's log while a person is awaited.
 pub(super) async fn ensure_tables(
     context: Context<'_>,
+    source: &Source,
     tables: &[SourceTable],
     fenced: &mut Fenced,
 ) -> Result<States, Failure> {
@@ -44,7 +47,7 @@ pub(super) async fn ensure_tables(
         SnapshotMode::Initial => FirstCopy::Copied,
         SnapshotMode::Never => FirstCopy::AlreadyThere,
     };
-    fenced.sink.ensure_tables(tables, first_copy).await
+    fenced.sink.ensure_tables(&source.transforms.tables(tables)?, first_copy).await
 }
 
 /// Step 8: copies what is missing, unless it can be copied in ranges of its key while the stream runs; says from which
@@ -72,7 +75,7 @@ pub(super) async fn copy_missing(
     let mut in_ranges = Vec::new();
     // Keys are compared in binary.
     if mode == SnapshotMode::Initial && !is_new && fenced.stream_format == Format::Binary {
-        (in_ranges, missing) = missing.into_iter().partition(|table| incremental::key_of(table).is_some());
+        (in_ranges, missing) = missing.into_iter().partition(|table| key_of(source, table).is_some());
     }
     if !missing.is_empty() {
         let exported = match resumed.exported.take() {
@@ -91,7 +94,7 @@ pub(super) async fn copy_missing(
                 copy(context, source, &missing, &exported, fenced, keeps_copied).await?;
             }
             SnapshotMode::Never => {
-                check_unchanged(&source.session, &missing, &source.shapes).await?;
+                check_unchanged(source, &missing).await?;
                 for table in &missing {
                     fenced.sink.mark_ready(&table.name, exported.consistent_point).await?;
                 }
@@ -125,14 +128,14 @@ async fn begin_ranges(
     let mut ranges = Vec::new();
     let mut begun = Vec::new();
     for table in tables {
-        let Some(key) = incremental::key_of(table) else { continue };
+        let Some((key, in_sink)) = key_of(source, table) else { continue };
         let names: Vec<String> = key.iter().map(|column| column.name.clone()).collect();
         let last = match states.get(&table.name) {
             Some(TableState::Incremental(progress)) if progress.key == names => progress.last.clone(),
             Some(TableState::CutShort(sink::Progress { key: by, last: Some(last) }))
                 if *by == names && is_as_recorded(&recorded, source, table) =>
             {
-                fenced.sink.keep_copied(&table.name, &key, last).await?;
+                fenced.sink.keep_copied(&table.name, &in_sink, last).await?;
                 Some(last.clone())
             }
             _ => {
@@ -154,6 +157,17 @@ async fn begin_ranges(
     }
     announce_begun(context, &begun);
     Ok(ranges)
+}
+
+/// The key by whose ranges a table is copied, and the same as the sink has it. `None` where the sink has other values: how far
+/// a copy is, is noted there.
+fn key_of(source: &Source, table: &SourceTable) -> Option<(Vec<KeyColumn>, Vec<KeyColumn>)> {
+    let key = incremental::key_of(table)?;
+    let in_sink = match source.transforms.of(table.id) {
+        None => key.clone(),
+        Some(steps) => steps.key(&key)?,
+    };
+    Some((key, in_sink))
 }
 
 /// Whether the source's rows have the columns, and lie in the file, of which some were copied.
@@ -231,6 +245,7 @@ async fn later_snapshot(
 struct Copy<'a> {
     source: TableCopy,
     sink: &'a Sink,
+    transforms: &'a Transforms,
     queue: Queue,
     tables: HashMap<RelationId, &'a SourceTable>,
     versions: Versions,
@@ -249,12 +264,12 @@ async fn copy(
     keeps_copied: bool,
 ) -> Result<(), Failure> {
     let opened = exported.open_copy(&context.settings.pipeline.source, tables).await?;
-    check_unchanged(&source.session, tables, &source.shapes).await?;
+    check_unchanged(source, tables).await?;
     let mut chunks = Vec::new();
     for table in tables {
         // Rows without a column that the sink leaves out are of no use when it does not any more.
-        let is_whole = !table.columns.iter().any(|column| fenced.sink.leaves_out(&table.name, &column.name));
-        let key = incremental::key_of(table).filter(|_| keeps_copied && is_whole);
+        let is_whole = !fenced.sink.leaves_out_any(&table.name);
+        let key = key_of(source, table).map(|(key, _)| key).filter(|_| keeps_copied && is_whole);
         let parts = opened.chunks(table, key.as_deref()).await?;
         let key = parts.first().and_then(Chunk::key_columns);
         fenced.sink.restart_copy(&table.name, key.as_deref()).await?;
@@ -267,6 +282,7 @@ async fn copy(
     let copy = Copy {
         source: opened,
         sink: &fenced.sink,
+        transforms: &source.transforms,
         queue: Queue::new(chunks, u32::try_from(readers).unwrap_or(u32::MAX)),
         tables: tables.iter().map(|table| (table.id, table)).collect(),
         versions: fenced.versions,
@@ -274,7 +290,7 @@ async fn copy(
     };
     // A partitioned table without partitions has no rows to wait for.
     for table in tables.iter().filter(|table| copy.queue.is_without(table.id)) {
-        ready(context, &copy, &mut fenced.sink.loader().await?, table).await?;
+        table_is_ready(context, &copy, &mut fenced.sink.loader().await?, table).await?;
     }
     try_join_all((0..readers).map(|_| copy_chunks(context, &copy))).await?;
     copy.source.close().await?;
@@ -286,32 +302,51 @@ async fn copy_chunks(context: Context<'_>, copy: &Copy<'_>) -> Result<(), Failur
     let mut loader = copy.sink.loader().await?;
     while let Some(chunk) = copy.queue.next().await {
         let Some(table) = copy.tables.get(&chunk.table) else { continue };
-        let columns: Vec<String> = table
-            .columns
-            .iter()
-            .filter(|column| column.generated.is_none() && !copy.sink.leaves_out(&table.name, &column.name))
-            .map(|column| column.name.clone())
-            .collect();
+        let steps = copy.transforms.of(table.id).map(AsRef::as_ref);
+        let columns = CopyColumns::of(table, steps, |column| copy.sink.leaves_out(&table.name, column));
         let doing = format!("reading rows of {}", table.name);
         let format = table_format(table, copy.versions);
         let rows = reader
-            .read(&chunk, &columns, format)
+            .read(&chunk, &columns.source, format)
             .await?
             .map_err(|error| classify(End::Source, &error, &doing));
+        let rows = match columns.mask(format) {
+            None => Either::Left(rows),
+            Some(mask) => Either::Right(masked(&table.name, mask, rows)),
+        };
         let end = chunk.end().map(|(number, key)| ChunkEnd { number, key });
-        let count = loader.load_chunk(&table.name, &columns, format, end, rows).await?;
+        let count = loader.load_chunk(&table.name, &columns.sink, format, end, rows).await?;
         context.status.snapshot(|progress| progress.rows_copied += count);
         context.metrics.snapshot_rows.inc_by(count);
         if copy.queue.copied(&chunk) {
-            ready(context, copy, &mut loader, table).await?;
+            table_is_ready(context, copy, &mut loader, table).await?;
         }
     }
     reader.close().await;
     Ok(())
 }
 
+/// Rows whose values are masked; an error at the end where they end within a row.
+fn masked(
+    table: &TableName,
+    mask: CopyMask,
+    rows: impl Stream<Item = Result<Bytes, Failure>>,
+) -> impl Stream<Item = Result<Bytes, Failure>> {
+    let rows = rows.map_ok(Some).chain(stream::once(ready(Ok(None))));
+    rows.scan(mask, move |mask, piece| {
+        let masked = piece.and_then(|piece| {
+            let masked = match piece {
+                Some(piece) => mask.push(&piece),
+                None => mask.finish().map(|()| Bytes::new()),
+            };
+            masked.map_err(|error| error.of(table))
+        });
+        ready(Some(masked))
+    })
+}
+
 /// All rows of the table are there.
-async fn ready(
+async fn table_is_ready(
     context: Context<'_>,
     copy: &Copy<'_>,
     loader: &mut Loader,

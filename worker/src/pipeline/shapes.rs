@@ -18,6 +18,7 @@ use tokio::sync::mpsc;
 use super::Context;
 use super::apply::Applier;
 use super::start::{Assigned, Fenced, Source};
+use super::steps::compare_steps;
 use crate::batch::TableTraits;
 use crate::change::table::{SourceTable, TableName};
 use crate::change::{PresentTable, Relation, RelationId, TableShape};
@@ -26,6 +27,7 @@ use crate::failure::Failure;
 use crate::postgres::{End, Endpoint, Session};
 use crate::sink::{Foreseen, Reshaped, Rules, copy_needed};
 use crate::source;
+use crate::transform::{Plan, Told, Transforms, Untold};
 
 /// How long an ALTER TABLE that is under way is waited for. A sink transaction may be open meanwhile.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -38,12 +40,20 @@ pub(super) struct Announced {
     pub(super) present: PresentTable,
 }
 
+/// How rows of a relation go into the sink.
+pub(super) struct Fit {
+    pub(super) traits: TableTraits,
+    /// What is done to them; `None`: nothing.
+    pub(super) plan: Option<Plan>,
+}
+
 /// What the sink's rows look like, and where to ask for more.
 pub(super) struct ShapeKeeper {
     pub(super) recorded: HashMap<RelationId, TableShape>,
     pub(super) rules: Rules,
     endpoint: Endpoint,
     session: Option<Session>,
+    transforms: Arc<Transforms>,
     announced: mpsc::UnboundedReceiver<Announced>,
     waiting: Vec<Announced>,
 }
@@ -72,10 +82,15 @@ pub(super) async fn look_back(
     let recorded = fenced.sink.recorded().await?;
     let mut pending = BTreeSet::new();
     let mut rewritten = Vec::new();
+    let restepped = compare_steps(context, source, assigned, fenced, &recorded, begins_anew)?;
     for table in &assigned.tables {
         let (Some(known), Some(shape)) = (recorded.get(&table.name), source.shapes.get(&table.id)) else {
             continue;
         };
+        // It is copied anew; and where it goes from now on may be somebody else's.
+        if restepped.contains(&table.name) || known.sink != fenced.sink.name_of(&table.name) {
+            continue;
+        }
         let is_followed = known.is_followed && !begins_anew;
         if is_followed && let Some(column) = fenced.sink.made_since(&table.name, &known.left_out).await? {
             let why = format!("the sink has column {column} now, which was left out of them");
@@ -94,22 +109,18 @@ pub(super) async fn look_back(
         if !fenced.sink.has_table(&table.name).await? {
             continue;
         }
-        fenced.sink.rename_labels(table, &renamed_labels(&known.shape, shape)).await?;
+        let in_sink = source.transforms.table(table)?;
+        fenced.sink.rename_labels(&in_sink, &renamed_labels(&known.shape, shape)).await?;
         if !is_followed {
-            fenced.sink.refuse_left_behind(table, &known.shape, shape).await?;
+            let steps = source.transforms.of(table.id);
+            let in_names_of_sink =
+                |shape: &TableShape| steps.map_or_else(|| shape.clone(), |steps| steps.shape(shape));
+            let (before, now) = (in_names_of_sink(&known.shape), in_names_of_sink(shape));
+            fenced.sink.refuse_left_behind(&in_sink, &before, &now).await?;
             continue;
         }
         let present = PresentTable { table: table.clone(), shape: shape.clone() };
-        let relation = present.relation();
-        let why = match explain(&known.shape, shape, &relation, Occasion::Present) {
-            Explanation::Known(change) => {
-                match fenced.sink.foresee(&relation, &change, table, rules).await? {
-                    Foreseen::Fits => None,
-                    Foreseen::CopyAgain(why) => Some(why),
-                }
-            }
-            Explanation::Unknown(why) => Some(why),
-        };
+        let why = foresee(source, fenced, &present, &known.shape, rules).await?;
         match why {
             None if is_same => {}
             None => drop(pending.insert(table.name.clone())),
@@ -124,20 +135,42 @@ pub(super) async fn look_back(
     fenced.sink.copy_again(&rewritten).await
 }
 
-fn announce_copy(context: Context<'_>, table: &TableName, why: &str) {
+/// Why the table has to be copied again for what happened to its columns, if it has to be.
+async fn foresee(
+    source: &Source,
+    fenced: &Fenced,
+    present: &PresentTable,
+    known: &TableShape,
+    rules: Rules,
+) -> Result<Option<String>, Failure> {
+    let relation = present.relation();
+    let change = match explain(known, &present.shape, &relation, Occasion::Present) {
+        Explanation::Known(change) => change,
+        Explanation::Unknown(why) => return Ok(Some(why)),
+    };
+    let told = match source.transforms.tell(&relation, &change, &present.table) {
+        Ok(told) => told,
+        Err(Untold::RowsUnknown(why)) => return Ok(Some(why)),
+        Err(Untold::Unsuitable(error)) => return Err(error.into()),
+    };
+    match fenced.sink.foresee(&told.relation, &told.change, &told.table, rules).await? {
+        Foreseen::Fits => Ok(None),
+        Foreseen::CopyAgain(why) => Ok(Some(why)),
+    }
+}
+
+pub(super) fn announce_copy(context: Context<'_>, table: &TableName, why: &str) {
     context
         .status
         .notice(NoticeReason::SchemaChangeApplied, format!("{table} is copied again, because {why}"));
 }
 
 /// Whether the catalogue is still as it was inspected; a snapshot in between then has the same columns.
-pub(super) async fn check_unchanged(
-    session: &Session,
-    tables: &[SourceTable],
-    shapes: &source::Shapes,
-) -> Result<(), Failure> {
+pub(super) async fn check_unchanged(source: &Source, tables: &[SourceTable]) -> Result<(), Failure> {
     let ids: Vec<RelationId> = tables.iter().map(|table| table.id).collect();
-    let now = source::shapes(session, &ids).await?;
+    let shapes = &source.shapes;
+    let mut now = source::shapes(&source.session, &ids).await?;
+    source.transforms.veil_all(&mut now);
     let is_other = |table: &&SourceTable| match (shapes.get(&table.id), now.get(&table.id)) {
         (Some(before), Some(now)) => !same_rows(before, now),
         (before, now) => before != now,
@@ -186,6 +219,7 @@ pub(super) async fn explain_refusal(
         let source = super::start::inspect_source(context).await?;
         let own: Vec<SourceTable> =
             source.inspection.tables.into_iter().filter(|table| tables.contains(&table.name)).collect();
+        let in_sink = source.transforms.tables(&own)?;
         source.session.close().await;
         // A label that has another name is not a new one: rows of before hold it as well.
         let recorded = fenced.sink.recorded().await?;
@@ -200,7 +234,7 @@ pub(super) async fn explain_refusal(
         if let Some(first) = renamed.first() {
             return labels_renamed(fenced, first, &renamed, rules(context)).await;
         }
-        fenced.sink.relax(&own).await
+        fenced.sink.relax(&in_sink).await
     };
     match looked.await {
         Ok(done) if done.is_empty() => failure,
@@ -245,10 +279,12 @@ impl ShapeKeeper {
     pub(super) fn new(
         context: Context<'_>,
         recorded: HashMap<RelationId, TableShape>,
+        transforms: Arc<Transforms>,
         announced: mpsc::UnboundedReceiver<Announced>,
     ) -> Self {
         let endpoint = context.settings.pipeline.source.clone();
-        Self { recorded, rules: rules(context), endpoint, session: None, announced, waiting: Vec::new() }
+        let (session, rules, waiting) = (None, rules(context), Vec::new());
+        Self { recorded, rules, endpoint, session, transforms, announced, waiting }
     }
 
     /// The table as it is in the source by now.
@@ -261,7 +297,8 @@ impl ShapeKeeper {
                 .await
                 .map_err(|error| error.failure(End::Source, &self.endpoint.connection))?,
         };
-        let present = source::present_table(&session, id, PATIENCE).await?;
+        let mut present = source::present_table(&session, id, PATIENCE).await?;
+        self.transforms.veil(id, &mut present.shape);
         self.session = Some(session);
         Ok(present)
     }
@@ -282,17 +319,34 @@ impl ShapeKeeper {
 
 impl Applier<'_> {
     /// Matches a relation with its sink table, and brings that up if it has to be.
-    pub(super) async fn fit(&mut self, relation: &Arc<Relation>) -> Result<TableTraits, Failure> {
+    pub(super) async fn fit(&mut self, relation: &Arc<Relation>) -> Result<Fit, Failure> {
         let Some(recorded) = self.shapes.recorded.get(&relation.id) else {
-            return self.ends.writer.describe(relation).await;
+            return self.describe_in_sink(relation).await;
         };
-        if recorded.is_of(relation)
-            && let Some(traits) = self.ends.writer.describe_if_fit(relation).await?
-        {
-            return Ok(traits);
+        if recorded.is_of(relation) {
+            let plan = self.plan(relation).await?;
+            let in_sink = plan.as_ref().map_or(relation.as_ref(), |plan| &plan.relation);
+            if let Some(traits) = self.ends.writer.describe_if_fit(in_sink).await? {
+                return Ok(Fit { traits, plan });
+            }
         }
         let present = self.shapes.read(relation.id).await?;
         self.reshape(relation, &present, Occasion::Rows).await
+    }
+
+    /// What is done to rows of the relation.
+    async fn plan(&mut self, relation: &Relation) -> Result<Option<Plan>, Failure> {
+        let plan = self.shapes.transforms.of(relation.id).map(|steps| steps.plan(relation)).transpose();
+        match plan {
+            Ok(plan) => Ok(plan),
+            Err(error) => Err(self.ends.writer.give_up(error.into()).await),
+        }
+    }
+
+    async fn describe_in_sink(&mut self, relation: &Relation) -> Result<Fit, Failure> {
+        let plan = self.plan(relation).await?;
+        let in_sink = plan.as_ref().map_or(relation, |plan| &plan.relation);
+        Ok(Fit { traits: self.ends.writer.describe(in_sink).await?, plan })
     }
 
     async fn reshape(
@@ -300,16 +354,22 @@ impl Applier<'_> {
         relation: &Relation,
         present: &PresentTable,
         occasion: Occasion,
-    ) -> Result<TableTraits, Failure> {
+    ) -> Result<Fit, Failure> {
         let name = &present.table.name;
         let Some(recorded) = self.shapes.recorded.get(&relation.id) else {
-            return self.ends.writer.describe(relation).await;
+            return self.describe_in_sink(relation).await;
         };
         let change = match explain(recorded, &present.shape, relation, occasion) {
             Explanation::Known(change) => change,
             Explanation::Unknown(why) => return Err(self.rows_are_unknown(name, &why).await),
         };
-        let reshaped = self.ends.writer.reshape(relation, &change, &present.table, self.shapes.rules).await?;
+        let Told { relation: in_sink, change, table, plan } =
+            match self.shapes.transforms.tell(relation, &change, &present.table) {
+                Ok(told) => told,
+                Err(Untold::RowsUnknown(why)) => return Err(self.rows_are_unknown(name, &why).await),
+                Err(Untold::Unsuitable(error)) => return Err(self.ends.writer.give_up(error.into()).await),
+            };
+        let reshaped = self.ends.writer.reshape(&in_sink, &change, &table, self.shapes.rules).await?;
         let (traits, applied, ignored) = match reshaped {
             Reshaped::Fits { traits, applied, ignored } => (traits, applied, ignored),
             Reshaped::CopyAgain(why) => return Err(self.rows_are_unknown(name, &why).await),
@@ -325,7 +385,7 @@ impl Applier<'_> {
                 self.ends.status.notice(reason, format!("{name}: {}", what.join("; ")));
             }
         }
-        Ok(traits)
+        Ok(Fit { traits, plan })
     }
 
     async fn rows_are_unknown(&mut self, table: &TableName, why: &str) -> Failure {
@@ -355,7 +415,7 @@ impl Applier<'_> {
             self.reshape(&present.relation(), &present, Occasion::Present).await?;
             // Statements are prepared for the columns of before.
             if let Some(described) = self.relations.get_mut(&id) {
-                described.traits = None;
+                described.fit = None;
             }
             self.commit().await?;
         }

@@ -26,10 +26,10 @@ const PARTS: u32 = 6;
 ///
 /// # Errors
 /// Those of the attempt; `SinkUnreachable`.
-pub(super) async fn unless_sink_is_silent(
+pub(super) async fn unless_sink_is_silent<T>(
     context: Context<'_>,
-    attempt: impl Future<Output = Result<(), Failure>>,
-) -> Result<(), Failure> {
+    attempt: impl Future<Output = Result<T, Failure>>,
+) -> Result<T, Failure> {
     let sink = &context.settings.pipeline.sink;
     tokio::select! {
         outcome = attempt => outcome,

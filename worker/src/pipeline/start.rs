@@ -1,6 +1,7 @@
 //! Steps 1 to 5, and 7: from two addresses to an agreed position.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use penstock_crds::names::ANNOTATION_ADOPT;
@@ -20,6 +21,7 @@ use crate::sink::{self, Owner, Sink, Started, TableMap};
 use crate::source::{
     self, Durability, ExportedSnapshot, Followed, Inspection, PublicationName, Shapes, SlotName,
 };
+use crate::transform::Transforms;
 
 /// The shard of each table.
 type Shards = BTreeMap<TableName, u16>;
@@ -36,6 +38,8 @@ pub(super) struct Source {
     pub(super) inspection: Inspection,
     /// Of the same tables at the same time.
     pub(super) shapes: Shapes,
+    /// What is done to their rows.
+    pub(super) transforms: Arc<Transforms>,
 }
 
 /// The fence is ours: no other run of this shard commits anything.
@@ -68,7 +72,7 @@ pub(super) struct Resumed {
 /// Step 1.
 pub(super) fn open_volume(context: Context<'_>) -> Result<Volume, Failure> {
     let settings = context.settings;
-    let identity = Identity { uid: settings.pipeline.uid.clone(), shard: settings.shard };
+    let identity = Identity { uid: settings.pipeline.lineage.key().clone(), shard: settings.shard };
     let volume = tokio::task::block_in_place(|| Volume::open(&settings.state_dir, &identity))?;
     if let Some(file) = volume.set_aside() {
         tracing::warn!(file = %file.display(), "the checkpoint on the volume was damaged and is set aside");
@@ -93,9 +97,12 @@ pub(super) async fn inspect_source(context: Context<'_>) -> Result<Source, Failu
     session.batch_execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY").await.map_err(error)?;
     let inspection = source::preflight(&session, spec, &patterns).await?;
     let ids: Vec<RelationId> = inspection.tables.iter().map(|table| table.id).collect();
-    let shapes = source::shapes(&session, &ids).await?;
+    let mut shapes = source::shapes(&session, &ids).await?;
     session.batch_execute("COMMIT").await.map_err(error)?;
-    let source = Source { session, inspection, shapes };
+    let keys = settings.pipeline.mask_keys().await?;
+    let transforms = Transforms::new(&settings.pipeline.transforms, &keys, &inspection.tables, &shapes)?;
+    transforms.veil_all(&mut shapes);
+    let source = Source { session, inspection, shapes, transforms: Arc::new(transforms) };
     super::shapes::check_inspection(&source)?;
     Ok(source)
 }
@@ -112,10 +119,10 @@ pub(super) async fn fence(context: Context<'_>, source: &Source, volume: &Volume
     let settings = context.settings;
     let pipeline = &settings.pipeline;
     let owner = Owner {
-        uid: pipeline.uid.clone(),
+        lineage: pipeline.lineage.clone(),
         namespace: pipeline.namespace.clone(),
         name: pipeline.name.clone(),
-        revision: settings.revision.clone(),
+        revision: pipeline.revision.clone(),
         revision_number: settings.revision_number,
         shard: settings.shard,
         shards: pipeline.manifest.spec.worker.shards,
@@ -126,9 +133,10 @@ pub(super) async fn fence(context: Context<'_>, source: &Source, volume: &Volume
     let log = SourceIdentity {
         system_id: identity.system_id.clone(),
         timeline: identity.timeline,
-        slot: SlotName::of_shard(&pipeline.uid, settings.shard).as_str().to_owned(),
+        slot: SlotName::of_shard(pipeline.lineage.key(), settings.shard).as_str().to_owned(),
     };
-    let tables = TableMap::new(pipeline.manifest.spec.sink.postgres.schema_map.clone());
+    let tables = TableMap::new(pipeline.manifest.spec.sink.postgres.schema_map.clone())
+        .renaming(source.transforms.names().clone());
     let (mut sink, started) = sink::start(pipeline.sink.clone(), owner, tables, &log).await?;
     context.status.reached(End::Sink);
     context.status.fenced(started.epoch);
@@ -324,7 +332,7 @@ pub(super) async fn begin(
         }
     };
     let record = Record {
-        revision: context.settings.revision.clone(),
+        revision: context.settings.pipeline.revision.clone(),
         epoch: fenced.started.epoch,
         checkpoint: resumed.checkpoint,
         source: decided::log_of(fenced),

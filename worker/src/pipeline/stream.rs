@@ -1,6 +1,7 @@
 //! Step 9: the changes, until the worker is asked to stop.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use penstock_crds::report::{Reason, WorkerPhase};
@@ -14,8 +15,8 @@ use super::heartbeat::{Due, recognise};
 use super::ranges::Ranges;
 use super::shapes::{ShapeKeeper, explain_refusal};
 use super::start::Fenced;
-use super::watch::{Announcer, Ended, watch_source};
-use super::{Context, Ready};
+use super::watch::{Announcer, Ended as WatchEnded, watch_source};
+use super::{Context, Ended, Ready};
 use crate::change::table::TableName;
 use crate::change::{Lsn, RelationId, TableShape};
 use crate::failure::Failure;
@@ -28,8 +29,8 @@ const STOP_PATIENCE: Duration = Duration::from_secs(30);
 /// How often the sink hears of a transaction that waits for the rest of the source's; it ends one after 60 s.
 const KEEP_OPEN_EVERY: Duration = Duration::from_secs(15);
 
-pub(super) async fn stream(context: Context<'_>, ready: Ready) -> Result<(), Failure> {
-    let Ready { mut volume, mut fenced, checkpoint, from, tables, ranges, assigned } = ready;
+pub(super) async fn stream(context: Context<'_>, ready: Ready) -> Result<Ended, Failure> {
+    let Ready { mut volume, mut fenced, checkpoint, from, tables, ranges, assigned, transforms } = ready;
     let settings = context.settings;
     let request = StreamRequest {
         slot: fenced.slot.clone(),
@@ -62,18 +63,18 @@ pub(super) async fn stream(context: Context<'_>, ready: Ready) -> Result<(), Fai
         .map(|(_, recorded)| (recorded.source, recorded.shape))
         .collect();
     let (announce, announced) = mpsc::unbounded_channel();
-    let shapes = ShapeKeeper::new(context, known.clone(), announced);
+    let shapes = ShapeKeeper::new(context, known.clone(), Arc::clone(&transforms), announced);
     let mut applier = Applier::new(ends, (checkpoint, from.start), tables, ranges, shapes, &bounds(context));
     context.status.durable(checkpoint.sequence, checkpoint.end_lsn, None);
     let first = match recognise(context, &mut fenced, &mut applier.ends.reader, from.mark).await {
         Ok(Some(first)) => first,
-        Ok(None) => return Ok(()),
+        Ok(None) => return Ok(Ended::Stopped),
         Err(failure) => return Err(noted(&mut fenced, failure).await?),
     };
     if is_mark_behind(&fenced).await? {
         heartbeat_due.set();
     }
-    let watched = Announcer::new(known, announce);
+    let watched = Announcer::new(known, transforms, announce);
     let mut watch = watch_source(context, &fenced, assigned.followed, watched, heartbeat_due)?;
     context.status.enter(WorkerPhase::Streaming);
     tracing::info!(lsn = %checkpoint.end_lsn, sequence = checkpoint.sequence, "streaming");
@@ -82,13 +83,16 @@ pub(super) async fn stream(context: Context<'_>, ready: Ready) -> Result<(), Fai
     let run = async {
         for frame in first {
             applier.take(frame).await?;
+            if applier.tables_are_exchanged {
+                return Ok(Ended::TablesExchanged);
+            }
         }
         apply_until_stopped(context, &mut applier, &mut watch).await
     };
     match run.await {
-        Ok(()) => {
+        Ok(ended) => {
             applier.close().await;
-            Ok(())
+            Ok(ended)
         }
         Err(failure) => {
             drop(applier);
@@ -126,8 +130,8 @@ async fn noted(fenced: &mut Fenced, failure: Failure) -> Result<Failure, Failure
 async fn apply_until_stopped(
     context: Context<'_>,
     applier: &mut Applier<'_>,
-    watch: &mut AbortOnDropHandle<Ended>,
-) -> Result<(), Failure> {
+    watch: &mut AbortOnDropHandle<WatchEnded>,
+) -> Result<Ended, Failure> {
     let far = Duration::from_hours(1);
     let timer = tokio::time::sleep(far);
     tokio::pin!(timer);
@@ -135,8 +139,11 @@ async fn apply_until_stopped(
     keep_open.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut stop_by: Option<Instant> = None;
     loop {
+        if applier.tables_are_exchanged {
+            return Ok(Ended::TablesExchanged);
+        }
         if stop_by.is_some() && applier.is_between_transactions() {
-            return applier.commit().await;
+            return applier.commit().await.map(|()| Ended::Stopped);
         }
         let due = applier.commit_due().or(stop_by).unwrap_or_else(|| Instant::now() + far);
         timer.as_mut().reset(due.into());
@@ -146,12 +153,12 @@ async fn apply_until_stopped(
             () = &mut timer => {
                 if stop_by.is_some_and(|by| by <= Instant::now()) {
                     tracing::warn!("the source transaction under way is too long to wait for; it is applied after the next start");
-                    return Ok(());
+                    return Ok(Ended::Stopped);
                 }
                 applier.commit().await?;
             }
             found = &mut *watch => {
-                let Ended { failure, lost } = found.unwrap_or_else(|error| watch_broke(&error).into());
+                let WatchEnded { failure, lost } = found.unwrap_or_else(|error| watch_broke(&error).into());
                 for table in &lost {
                     applier.ends.writer.copy_again(table).await?;
                 }

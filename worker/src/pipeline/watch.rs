@@ -1,7 +1,8 @@
 //! Looks at the source every few seconds while the stream runs: where its log ends, how much of it the slot keeps,
 //! and whether the tables are still those that were inspected.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use penstock_crds::report::{NoticeReason, Reason};
@@ -15,13 +16,15 @@ use super::Context;
 use super::heartbeat::Due;
 use super::shapes::Announced;
 use super::start::{Fenced, patterns};
-use crate::change::table::TableName;
+use crate::change::table::{SourceTable, TableName};
 use crate::change::{HEARTBEAT_PREFIX, Heartbeat, PresentTable, RelationId, TableShape};
 use crate::failure::Failure;
 use crate::postgres::{End, Endpoint, Session};
 use crate::serve::Metrics;
+use crate::settings::Pipeline;
 use crate::source::{self, Drift, Followed, PublicationName, Shapes, SlotName, SourceError};
 use crate::status::Status;
+use crate::transform::Transforms;
 
 const LOOK_EVERY: Duration = Duration::from_secs(3);
 /// The tables change seldom, and listing many of them takes a while.
@@ -47,13 +50,14 @@ pub(super) fn watch_source(
         endpoint: settings.pipeline.source.clone(),
         slot: fenced.slot.clone(),
         publication: fenced.publication.clone(),
-        uid: settings.pipeline.uid.clone(),
+        uid: settings.pipeline.lineage.key().clone(),
         shard: settings.shard,
         heartbeat_due,
         followed,
         announcer,
         patterns: patterns(context)?,
         spec: settings.pipeline.manifest.spec.source.postgres.clone(),
+        pipeline: settings.pipeline.clone(),
         status: context.status.clone(),
         metrics: context.metrics.clone(),
         tables_looked_at: None,
@@ -87,6 +91,7 @@ struct Watch {
     announcer: Announcer,
     patterns: Vec<TablePattern>,
     spec: PostgresSource,
+    pipeline: Pipeline,
     status: Status,
     metrics: Metrics,
     /// When; `None`: not yet in this run.
@@ -99,6 +104,7 @@ struct Watch {
 pub(super) struct Announcer {
     /// As the sink's rows are, or as they were announced since.
     known: HashMap<RelationId, TableShape>,
+    transforms: Arc<Transforms>,
     announce: mpsc::UnboundedSender<Announced>,
     /// The last one that had its turn.
     last: RelationId,
@@ -107,15 +113,17 @@ pub(super) struct Announcer {
 impl Announcer {
     pub(super) fn new(
         known: HashMap<RelationId, TableShape>,
+        transforms: Arc<Transforms>,
         announce: mpsc::UnboundedSender<Announced>,
     ) -> Self {
-        Self { known, announce, last: RelationId(0) }
+        Self { known, transforms, announce, last: RelationId(0) }
     }
 
     /// Whether all of them had their turn.
     async fn look(&mut self, session: &Session) -> Result<bool, SourceError> {
         let ids: Vec<RelationId> = self.known.keys().copied().collect();
-        let now = source::shapes(session, &ids).await?;
+        let mut now = source::shapes(session, &ids).await?;
+        self.transforms.veil_all(&mut now);
         let changed = self.changed(&now);
         let began = Instant::now();
         for (turn, id) in changed.iter().copied().enumerate() {
@@ -125,7 +133,8 @@ impl Announcer {
             self.last = id;
             let content = Uuid::new_v4().to_string();
             let mut told = None;
-            let tell = |present: PresentTable| {
+            let tell = |mut present: PresentTable| {
+                self.transforms.veil(id, &mut present.shape);
                 told = Some(present.shape.clone());
                 let _nobody_listens = self.announce.send(Announced { content: content.clone(), present });
             };
@@ -222,6 +231,12 @@ impl Watch {
         }
     }
 
+    async fn transforms_fit(&self, tables: &[SourceTable]) -> Result<(), String> {
+        let keys = self.pipeline.mask_keys().await.map_err(|failure| failure.message)?;
+        let entries = &self.pipeline.transforms;
+        Transforms::new(entries, &keys, tables, &BTreeMap::new()).map(drop).map_err(|error| error.to_string())
+    }
+
     async fn what_changed(&mut self, session: &Session) -> Result<Option<Drift>, SourceError> {
         if let Some(drift) = source::drift(session, &self.publication, &self.followed).await? {
             return Ok(Some(drift));
@@ -232,10 +247,14 @@ impl Watch {
         let new = source::new_tables(session, &self.patterns, &self.followed).await?;
         let Some(first) = new.first() else { return Ok(None) };
         // What would stop the pipeline at its next start need not stop it now.
-        match source::preflight(session, &self.spec, &self.patterns).await {
-            Ok(_) => Ok(Some(Drift { what: format!("the table {first} was made"), lost: Vec::new() })),
-            Err(error) => {
-                let message = format!("New tables match source.postgres.tables ({first} …), and: {error}");
+        let suitable = match source::preflight(session, &self.spec, &self.patterns).await {
+            Ok(inspection) => self.transforms_fit(&inspection.tables).await,
+            Err(error) => Err(error.to_string()),
+        };
+        match suitable {
+            Ok(()) => Ok(Some(Drift { what: format!("the table {first} was made"), lost: Vec::new() })),
+            Err(why) => {
+                let message = format!("New tables match source.postgres.tables ({first} …), and: {why}");
                 if self.refused.as_ref() != Some(&message) {
                     self.status.notice(NoticeReason::NewTableUnsuitable, message.clone());
                     self.refused = Some(message);
@@ -255,7 +274,8 @@ mod tests {
         let shape = |last_number| TableShape { last_number, ..TableShape::default() };
         let ids = (1..=5).map(RelationId);
         let (announce, _listening) = mpsc::unbounded_channel();
-        let mut announcer = Announcer::new(ids.clone().map(|id| (id, shape(1))).collect(), announce);
+        let mut announcer =
+            Announcer::new(ids.clone().map(|id| (id, shape(1))).collect(), Arc::default(), announce);
         announcer.known.insert(RelationId(2), shape(2));
         let now: Shapes = ids.map(|id| (id, shape(2))).collect();
         let turns = |announcer: &Announcer| announcer.changed(&now).iter().map(|id| id.0).collect::<Vec<_>>();

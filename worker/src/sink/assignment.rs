@@ -17,7 +17,7 @@ impl Sink {
     pub async fn assignment(&self) -> Result<BTreeMap<TableName, u16>, Failure> {
         let sql = "SELECT source_schema, source_table, shard FROM penstock.assignment WHERE uid = $1";
         let read = async {
-            let rows = self.session.query(sql, &[&self.owner.uid]).await?;
+            let rows = self.session.query(sql, &[self.owner.key()]).await?;
             rows.iter()
                 .map(|row| {
                     let shard: i32 = row.try_get(2)?;
@@ -43,22 +43,22 @@ impl Sink {
                            VALUES ($1, $2, $3, $4) ON CONFLICT (uid, source_schema, source_table) DO NOTHING";
                 let shard = i32::from(*shard);
                 let added =
-                    transaction.execute(sql, &[&owner.uid, &table.schema, &table.name, &shard]).await?;
+                    transaction.execute(sql, &[owner.key(), &table.schema, &table.name, &shard]).await?;
                 if added > 0 && shard != run.shard {
                     changed.push(shard);
                 }
             }
             let of_others = "SELECT source_schema, source_table, shard FROM penstock.assignment WHERE uid = $1 AND shard <> $2";
-            for row in transaction.query(of_others, &[&owner.uid, &run.shard]).await? {
+            for row in transaction.query(of_others, &[owner.key(), &run.shard]).await? {
                 let name = TableName::new(row.try_get::<_, String>(0)?, row.try_get::<_, String>(1)?);
                 if !wanted.contains_key(&name) {
                     changed.push(row.try_get(2)?);
                 }
             }
-            take_fence_from(&transaction, &owner.uid, &changed).await?;
-            for table in known_tables(&transaction, &owner.uid).await? {
+            take_fence_from(&transaction, owner.key(), &changed).await?;
+            for table in known_tables(&transaction, owner.key()).await? {
                 if !wanted.contains_key(&table) {
-                    forget(&transaction, &owner.uid, &table).await?;
+                    forget(&transaction, owner.key(), &table).await?;
                     ownership::release(&transaction, owner, &table, None).await?;
                 }
             }
@@ -75,7 +75,7 @@ impl Sink {
         let sql = "SELECT source_schema, source_table, published_as FROM penstock.assignment \
                    WHERE uid = $1 AND published_as IS NOT NULL";
         let read = async {
-            let rows = self.session.query(sql, &[&self.owner.uid]).await?;
+            let rows = self.session.query(sql, &[self.owner.key()]).await?;
             rows.iter()
                 .map(|row| {
                     let entry: i64 = row.try_get(2)?;
@@ -99,7 +99,7 @@ impl Sink {
                        pg_catalog.unnest($4::pg_catalog.int8[])) AS now (schema, name, entry) \
                    WHERE uid = $1 AND (source_schema, source_table) = (now.schema, now.name) \
                      AND published_as IS DISTINCT FROM now.entry";
-        let noted = transaction.execute(sql, &[&self.owner.uid, &schemas, &names, &entries]).await;
+        let noted = transaction.execute(sql, &[self.owner.key(), &schemas, &names, &entries]).await;
         noted.map_err(|error| failed(&error, doing))?;
         reach(Point::BeforePublishedNoted)?;
         transaction.commit().await.map_err(|error| failed(&error, doing))?;

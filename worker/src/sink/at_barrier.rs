@@ -5,8 +5,8 @@ use tokio_postgres::{Error, Row};
 
 use super::error::failed;
 use super::session::{self, Purpose};
-use crate::change::Lsn;
 use crate::change::table::{TableName, quote_literal};
+use crate::change::{Lsn, Steps};
 use crate::failure::Failure;
 use crate::postgres::{Endpoint, Session};
 
@@ -28,6 +28,8 @@ pub struct TableAtBarrier {
     pub is_partitioned: bool,
     /// Columns of the sink table that are not computed there.
     pub columns: Vec<String>,
+    /// What was done to its rows on their way; `None` where that cannot be read.
+    pub steps: Option<Steps>,
 }
 
 /// Sessions at the snapshot, in transactions that read only.
@@ -47,6 +49,20 @@ pub async fn open_at_barrier(
     let open = (0..count.max(1)).map(async |_| {
         let session = session::open(endpoint, "penstock compare", Purpose::Control).await?;
         session.batch_execute(&begin).await.map_err(|error| failed(&error, DOING))?;
+        Ok(session)
+    });
+    futures::future::try_join_all(open).await
+}
+
+/// Sessions that see the sink as it is now, in transactions that read only.
+///
+/// # Errors
+/// The sink does not answer or refuses.
+pub async fn open_now(endpoint: &Endpoint, count: usize) -> Result<Vec<Session>, Failure> {
+    let open = (0..count.max(1)).map(async |_| {
+        let session = session::open(endpoint, "penstock compare", Purpose::Control).await?;
+        let begin = "BEGIN ISOLATION LEVEL REPEATABLE READ, READ ONLY";
+        session.batch_execute(begin).await.map_err(|error| failed(&error, DOING))?;
         Ok(session)
     });
     futures::future::try_join_all(open).await
@@ -83,7 +99,7 @@ pub async fn tables_at_barrier(
                    state.state = 'ready' AND state.ready_lsn <= checkpoint.commit_lsn AND class.oid IS NOT NULL, \
                    class.relkind IS NOT DISTINCT FROM 'p', \
                    ARRAY(SELECT a.attname::pg_catalog.text FROM pg_catalog.pg_attribute AS a \
-                         WHERE a.attrelid = class.oid AND a.attnum > 0 AND NOT a.attisdropped AND a.attgenerated = '') \
+                         WHERE a.attrelid = class.oid AND a.attnum > 0 AND NOT a.attisdropped AND a.attgenerated = ''), state.steps \
                FROM penstock.table_state AS state JOIN penstock.assignment AS assignment \
                  ON (assignment.uid, assignment.source_schema, assignment.source_table) = (state.uid, state.source_schema, state.source_table) \
                JOIN penstock.checkpoint AS checkpoint ON (checkpoint.uid, checkpoint.shard) = (assignment.uid, assignment.shard) \
@@ -98,6 +114,44 @@ pub async fn tables_at_barrier(
     read.await.map_err(|error| failed(&error, DOING))
 }
 
+/// What names the rows of a table in the sink.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct KeyAtBarrier {
+    /// Columns of the primary key; empty without one.
+    pub columns: Vec<String>,
+    /// Their types come with every server.
+    pub is_built_in: bool,
+    /// Rows of the table, as the sink's statistics estimate them.
+    pub estimated_rows: u64,
+}
+
+/// What names the rows of a table.
+///
+/// # Errors
+/// The sink does not answer.
+pub async fn key_at_barrier(session: &Session, table: &TableName) -> Result<KeyAtBarrier, Failure> {
+    let sql = "SELECT ARRAY(SELECT a.attname::pg_catalog.text FROM pg_catalog.pg_index AS i \
+                   CROSS JOIN LATERAL pg_catalog.unnest(i.indkey::pg_catalog.int2[]) WITH ORDINALITY AS k (attnum, place) \
+                   JOIN pg_catalog.pg_attribute AS a ON a.attrelid = c.oid AND a.attnum = k.attnum \
+                   WHERE i.indrelid = c.oid AND i.indisprimary AND k.place <= i.indnkeyatts ORDER BY k.place), \
+                   NOT EXISTS (SELECT FROM pg_catalog.pg_index AS i JOIN pg_catalog.pg_attribute AS a \
+                       ON a.attrelid = c.oid AND a.attnum = ANY (i.indkey) \
+                       WHERE i.indrelid = c.oid AND i.indisprimary AND a.atttypid >= 16384), \
+                   c.reltuples::pg_catalog.int8 \
+               FROM pg_catalog.pg_class AS c JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace \
+               WHERE n.nspname = $1 AND c.relname = $2";
+    let read = async {
+        let row = session.query_one(sql, &[&table.schema, &table.name]).await?;
+        let rows: i64 = row.try_get(2)?;
+        Ok(KeyAtBarrier {
+            columns: row.try_get(0)?,
+            is_built_in: row.try_get(1)?,
+            estimated_rows: u64::try_from(rows).unwrap_or_default(),
+        })
+    };
+    read.await.map_err(|error: Error| failed(&error, DOING))
+}
+
 fn table(row: &Row) -> Result<TableAtBarrier, Error> {
     Ok(TableAtBarrier {
         source: TableName::new(row.try_get::<_, String>(0)?, row.try_get::<_, String>(1)?),
@@ -106,5 +160,6 @@ fn table(row: &Row) -> Result<TableAtBarrier, Error> {
         is_followed: row.try_get(5)?,
         is_partitioned: row.try_get(6)?,
         columns: row.try_get(7)?,
+        steps: Steps::noted(row.try_get(8)?),
     })
 }

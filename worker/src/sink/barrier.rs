@@ -8,7 +8,7 @@ use postgres_types::PgLsn;
 use tokio::time::{sleep, timeout};
 use tokio_util::task::AbortOnDropHandle;
 
-use super::barrier_registry::BarrierId;
+use super::barrier_registry::{BarrierId, BarrierKind};
 use super::error::failed;
 use super::run::Run;
 use super::session::{self, Purpose};
@@ -43,9 +43,10 @@ impl Barriers {
         Self { endpoint, application_name, run, held: Vec::new() }
     }
 
-    /// The barrier that a message is about, if it is one of this pipeline.
+    /// The barrier that a message is about, if it is one of this lineage or of its pipeline.
     pub fn own(&self, content: &[u8]) -> Option<BarrierId> {
-        BarrierId::read(content).filter(|id| id.uid == self.run.uid)
+        let lineage = &self.run.lineage;
+        BarrierId::read(content).filter(|id| id.uid == *lineage.key() || id.uid == lineage.uid())
     }
 
     /// Begins to connect: what comes before the snapshot need not wait for it.
@@ -85,7 +86,7 @@ async fn snapshot(opening: Opening, run: &Run, checkpoint: &Checkpoint) -> Resul
                AND commit_lsn = $5 AND end_lsn = $6 AND run_id = $7::pg_catalog.text::pg_catalog.uuid";
     let (commit, end) = (PgLsn::from(checkpoint.position.commit_lsn.0), PgLsn::from(checkpoint.end_lsn.0));
     let parameters: [&(dyn postgres_types::ToSql + Sync); 7] =
-        [&run.uid, &run.shard, &run.epoch, &checkpoint.sequence, &commit, &end, &run.id];
+        [run.key(), &run.shard, &run.epoch, &checkpoint.sequence, &commit, &end, &run.id];
     // Both go out together.
     let found = async { session.query_opt(sql, &parameters).await };
     let (opened, found) = futures::future::join(begin, found).await;
@@ -151,10 +152,11 @@ impl Holder {
         let sql = "UPDATE penstock.barrier_arrival \
                    SET state = CASE WHEN $4::pg_catalog.text IS NULL THEN 'void' ELSE 'held' END, snapshot = $4, reason = $5, \
                        sequence = $7, commit_lsn = $8 \
-                   WHERE uid = $1 AND nonce = $2::pg_catalog.text::pg_catalog.uuid AND shard = $3 AND epoch = $6 AND state = 'opening'";
+                   WHERE uid = $1 AND nonce = $2::pg_catalog.text::pg_catalog.uuid AND shard = $3 AND key = $9 AND epoch = $6 \
+                     AND state = 'opening'";
         let commit = PgLsn::from(self.checkpoint.position.commit_lsn.0);
         let (uid, nonce) = (&self.id.uid, self.id.nonce.to_string());
-        let parameters: [&(dyn postgres_types::ToSql + Sync); 8] = [
+        let parameters: [&(dyn postgres_types::ToSql + Sync); 9] = [
             uid,
             &nonce,
             &self.run.shard,
@@ -163,6 +165,7 @@ impl Holder {
             &self.run.epoch,
             &self.checkpoint.sequence,
             &commit,
+            self.run.key(),
         ];
         control.execute(sql, &parameters).await.map(drop)
     }
@@ -185,19 +188,23 @@ async fn export(session: &Session) -> Result<String, String> {
 }
 
 impl Writer {
-    /// Whether somebody waits at the barrier. Any role may write messages into the source's log, so one that is not
-    /// registered means nothing.
+    /// What somebody waits for at the barrier; `None`: nobody does, or not for this lineage. Any role may write messages into
+    /// the source's log, so one that is not registered means nothing.
     ///
     /// # Errors
     /// As `write`.
-    pub async fn is_registered(&mut self, id: &BarrierId) -> Result<bool, Failure> {
-        let sql = "SELECT FROM penstock.barrier AS barrier \
+    pub async fn registered(&mut self, id: &BarrierId) -> Result<Option<BarrierKind>, Failure> {
+        let sql = "SELECT kind FROM penstock.barrier AS barrier \
                    WHERE uid = $1 AND nonce = $2::pg_catalog.text::pg_catalog.uuid AND expires_at > pg_catalog.clock_timestamp() \
+                     AND (kind <> 'comparison' OR uid = $4) \
                      AND NOT EXISTS (SELECT FROM penstock.barrier_arrival AS arrival \
-                                     WHERE (arrival.uid, arrival.nonce) = (barrier.uid, barrier.nonce) AND arrival.shard = $3)";
-        let shard = self.shard();
-        let found = self.look(sql, &[&id.uid, &id.nonce.to_string(), &shard]).await;
-        found.map_err(|error| failed(&error, "looking whether a barrier is registered"))
+                                     WHERE (arrival.uid, arrival.nonce) = (barrier.uid, barrier.nonce) \
+                                       AND arrival.key = $4 AND arrival.shard = $3)";
+        let (key, shard) = (self.key().to_owned(), self.shard());
+        let found = self.session.query_opt(sql, &[&id.uid, &id.nonce.to_string(), &shard, &key]).await;
+        let kind = found.and_then(|row| row.map(|row| row.try_get::<_, String>(0)).transpose());
+        let kind = kind.map_err(|error| failed(&error, "looking whether a barrier is registered"))?;
+        Ok(kind.and_then(|word| BarrierKind::read(&word)))
     }
 
     /// Notes in the open transaction, or in one of its own, that the shard has come to the barrier. It is to be committed
@@ -207,14 +214,15 @@ impl Writer {
     /// As `write`.
     pub async fn note_arrival(&mut self, id: &BarrierId) -> Result<(), Failure> {
         // The barrier may have ended since; then nobody waits.
-        let sql = "INSERT INTO penstock.barrier_arrival (uid, nonce, shard, state, epoch) \
-                   SELECT uid, nonce, $3, 'opening', $4 FROM penstock.barrier \
+        let sql = "INSERT INTO penstock.barrier_arrival (uid, nonce, key, shard, state, epoch) \
+                   SELECT uid, nonce, $5, $3, 'opening', $4 FROM penstock.barrier \
                    WHERE uid = $1 AND nonce = $2::pg_catalog.text::pg_catalog.uuid FOR KEY SHARE \
                    ON CONFLICT DO NOTHING";
         let (nonce, shard, epoch) = (id.nonce.to_string(), self.shard(), self.epoch());
+        let key = self.key().to_owned();
         self.execute_in_transaction(
             sql,
-            &[&id.uid, &nonce, &shard, &epoch],
+            &[&id.uid, &nonce, &shard, &epoch, &key],
             "noting the arrival at a barrier",
         )
         .await

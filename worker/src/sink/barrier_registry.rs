@@ -7,13 +7,14 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use penstock_crds::report::Reason;
-use postgres_types::PgLsn;
+use postgres_types::{PgLsn, ToSql};
 use tokio::time::interval;
 use tokio_postgres::{Error, Row};
 use tokio_util::task::AbortOnDropHandle;
 use uuid::Uuid;
 
 use super::error::failed;
+use super::lineages::{self, LineageFacts};
 use super::schema::has_table;
 use super::session::{self, Purpose};
 use crate::change::Lsn;
@@ -23,19 +24,24 @@ use crate::postgres::{Endpoint, Session};
 /// Prefix of the messages.
 pub const BARRIER_PREFIX: &str = "penstock-barrier";
 /// Past it without a word nobody waits for the shards any more.
-const LEASE_SECONDS: i32 = 30;
+pub const LEASE: Duration = Duration::from_secs(30);
 const RENEW_EVERY: Duration = Duration::from_secs(10);
 
 /// Which barrier.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BarrierId {
-    /// UID of the pipeline.
+    /// UID of the pipeline, or key of the one lineage that is to meet it.
     pub uid: String,
     /// Random: nobody can guess it before the message is in the log.
     pub nonce: Uuid,
 }
 
 impl BarrierId {
+    /// A new one.
+    pub fn new(uid: impl Into<String>) -> Self {
+        Self { uid: uid.into(), nonce: Uuid::new_v4() }
+    }
+
     /// What the message says.
     pub fn content(&self) -> String {
         format!("{} {}", self.nonce, self.uid)
@@ -48,15 +54,30 @@ impl BarrierId {
     }
 }
 
-/// The pipeline as the sink knows it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct SinkFacts {
-    /// How many shards it has.
-    pub shards: u16,
-    /// UID that its slots and its publication are named after.
-    pub names_uid: String,
-    /// System identifier of its source.
-    pub source_system_id: String,
+/// What a barrier is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BarrierKind {
+    /// One lineage is compared with the source.
+    Comparison,
+    /// The lineages of a pipeline are compared with each other.
+    Revisions,
+    /// The lineages of a pipeline wait while their tables are exchanged.
+    Hold,
+}
+
+impl BarrierKind {
+    /// As the sink writes it.
+    fn word(self) -> &'static str {
+        match self {
+            Self::Comparison => "comparison",
+            Self::Revisions => "revisions",
+            Self::Hold => "hold",
+        }
+    }
+
+    pub(super) fn read(word: &str) -> Option<Self> {
+        [Self::Comparison, Self::Revisions, Self::Hold].into_iter().find(|kind| kind.word() == word)
+    }
 }
 
 /// What a shard says of a barrier.
@@ -82,46 +103,50 @@ pub enum Arrival {
 pub struct Registration {
     /// Which.
     pub id: BarrierId,
-    /// The pipeline's state in the sink.
-    pub facts: SinkFacts,
+    /// Who is to meet it: the one that is compared with the source, or the stable one.
+    pub lineage: LineageFacts,
+    /// The pipeline's other ones, which are to meet it, too.
+    pub others: Vec<LineageFacts>,
     session: Session,
-    renewal: AbortOnDropHandle<()>,
+    renewal: Option<AbortOnDropHandle<()>>,
 }
 
-/// Registers a barrier for a comparison, and removes those that nobody waits for.
+/// Registers a barrier, and removes those that nobody waits for. Its `uid` is the key of the lineage that is compared with the
+/// source, or else the pipeline's UID. A hold ends by itself after `lease`; other barriers live as long as the registration.
 ///
 /// # Errors
-/// `ManifestInvalid`: the sink holds no state of the pipeline. The sink does not answer or refuses.
-pub async fn register(endpoint: &Endpoint, uid: &str) -> Result<Registration, Failure> {
+/// `ManifestInvalid`: the sink holds no state of it. The sink does not answer or refuses.
+pub async fn register(
+    endpoint: &Endpoint,
+    id: BarrierId,
+    kind: BarrierKind,
+    lease: Duration,
+) -> Result<Registration, Failure> {
     let session = session::open(endpoint, "penstock barrier", Purpose::Control).await?;
-    let id = BarrierId { uid: uid.to_owned(), nonce: Uuid::new_v4() };
-    let doing = "registering a barrier";
-    let facts = read_facts(&session, uid).await.map_err(|error| failed(&error, doing))?.ok_or_else(|| {
+    let uid = id.uid.as_str();
+    let failed = |error: Error| failed(&error, "registering a barrier");
+    let mut lineages = Vec::new();
+    if has_table(&session.client, "lineage").await.map_err(failed)? {
+        lineages = lineages::read(&session.client, uid).await.map_err(failed)?;
+    }
+    if kind == BarrierKind::Comparison {
+        lineages.retain(|lineage| lineage.key == uid);
+    }
+    let mut lineages = lineages.into_iter();
+    let Some(lineage) = lineages.next() else {
         let message = "The sink holds no state of the pipeline: no worker has run it yet, or the manifest is another pipeline's.";
-        Failure::new(Reason::ManifestInvalid, message)
-    })?;
+        return Err(Failure::new(Reason::ManifestInvalid, message));
+    };
     let write = async {
         session.execute("DELETE FROM penstock.barrier WHERE expires_at < pg_catalog.now()", &[]).await?;
-        let sql = format!(
-            "INSERT INTO penstock.barrier (uid, nonce, kind, expires_at) \
-             VALUES ($1, $2::pg_catalog.text::pg_catalog.uuid, 'comparison', pg_catalog.now() + '{LEASE_SECONDS} s'::pg_catalog.interval)"
-        );
-        session.execute(&sql, &[&id.uid, &id.nonce.to_string()]).await
+        let sql = "INSERT INTO penstock.barrier (uid, nonce, kind, expires_at) \
+                   VALUES ($1, $2::pg_catalog.text::pg_catalog.uuid, $3, pg_catalog.clock_timestamp() + pg_catalog.make_interval(secs => $4))";
+        session.execute(sql, &[&id.uid, &id.nonce.to_string(), &kind.word(), &lease.as_secs_f64()]).await
     };
-    write.await.map_err(|error: Error| failed(&error, doing))?;
-    let renewal = AbortOnDropHandle::new(tokio::spawn(renew(endpoint.clone(), id.clone())));
-    Ok(Registration { id, facts, session, renewal })
-}
-
-async fn read_facts(session: &Session, uid: &str) -> Result<Option<SinkFacts>, Error> {
-    if !has_table(&session.client, "version").await? {
-        return Ok(None);
-    }
-    let sql = "SELECT shards, names_uid, source_system_id FROM penstock.checkpoint WHERE uid = $1 ORDER BY shard LIMIT 1";
-    let Some(row) = session.query_opt(sql, &[&uid]).await? else { return Ok(None) };
-    let shards: i32 = row.try_get(0)?;
-    let (names_uid, source_system_id) = (row.try_get(1)?, row.try_get(2)?);
-    Ok(Some(SinkFacts { shards: u16::try_from(shards).unwrap_or_default(), names_uid, source_system_id }))
+    write.await.map_err(failed)?;
+    let renewal = (kind != BarrierKind::Hold)
+        .then(|| AbortOnDropHandle::new(tokio::spawn(renew(endpoint.clone(), id.clone()))));
+    Ok(Registration { id, lineage, others: lineages.collect(), session, renewal })
 }
 
 /// Says again and again that somebody waits. What fails here shows when the lease is over.
@@ -135,32 +160,54 @@ async fn renew(endpoint: Endpoint, id: BarrierId) {
             session = session::open(&endpoint, "penstock barrier", Purpose::Control).await.ok();
         }
         let Some(session) = &session else { continue };
-        let sql = format!(
-            "UPDATE penstock.barrier SET expires_at = pg_catalog.now() + '{LEASE_SECONDS} s'::pg_catalog.interval \
-             WHERE uid = $1 AND nonce = $2::pg_catalog.text::pg_catalog.uuid"
-        );
-        if let Err(error) = session.execute(&sql, &[&id.uid, &id.nonce.to_string()]).await {
+        let sql = "UPDATE penstock.barrier SET expires_at = pg_catalog.now() + pg_catalog.make_interval(secs => $3) \
+                   WHERE uid = $1 AND nonce = $2::pg_catalog.text::pg_catalog.uuid";
+        if let Err(error) =
+            session.execute(sql, &[&id.uid, &id.nonce.to_string(), &LEASE.as_secs_f64()]).await
+        {
             tracing::debug!(%error, "the barrier could not be renewed");
         }
     }
 }
 
 impl Registration {
-    /// The shards that have met the barrier.
+    /// The shards of a lineage that have met the barrier.
     ///
     /// # Errors
     /// The sink does not answer.
-    pub async fn arrivals(&self) -> Result<BTreeMap<u16, Arrival>, Failure> {
+    pub async fn arrivals(&self, lineage: &LineageFacts) -> Result<BTreeMap<u16, Arrival>, Failure> {
         // One that came to the barrier and said no more may still open its snapshot, until another run took the shard.
         let sql = "SELECT arrival.shard, snapshot, reason, arrival.commit_lsn, arrival.sequence, arrival.epoch \
-                   FROM penstock.barrier_arrival AS arrival JOIN penstock.checkpoint AS checkpoint USING (uid, shard) \
-                   WHERE uid = $1 AND nonce = $2::pg_catalog.text::pg_catalog.uuid \
+                   FROM penstock.barrier_arrival AS arrival JOIN penstock.checkpoint AS checkpoint \
+                     ON (checkpoint.uid, checkpoint.shard) = (arrival.key, arrival.shard) \
+                   WHERE arrival.uid = $1 AND nonce = $2::pg_catalog.text::pg_catalog.uuid AND arrival.key = $3 \
                      AND (state <> 'opening' OR arrival.epoch < checkpoint.epoch)";
         let read = async {
-            let rows = self.session.query(sql, &[&self.id.uid, &self.id.nonce.to_string()]).await?;
+            let parameters: [&(dyn ToSql + Sync); 3] =
+                [&self.id.uid, &self.id.nonce.to_string(), &lineage.key];
+            let rows = self.session.query(sql, &parameters).await?;
             rows.iter().map(arrival).collect::<Result<_, Error>>()
         };
         read.await.map_err(|error| failed(&error, "looking which shards have met the barrier"))
+    }
+
+    /// A shard of these lineages that has not come, or of which another run has begun since.
+    ///
+    /// # Errors
+    /// The sink does not answer.
+    pub async fn first_missing(&self, keys: &[&str]) -> Result<Option<String>, Failure> {
+        let sql = "SELECT pg_catalog.format('shard %s of %s', wanted_shard, wanted.key) \
+                   FROM pg_catalog.unnest($3::pg_catalog.text[]) AS wanted (key) \
+                   CROSS JOIN LATERAL (SELECT max(shards) AS count FROM penstock.checkpoint WHERE uid = wanted.key) AS shards \
+                   CROSS JOIN LATERAL pg_catalog.generate_series(0, shards.count - 1) AS wanted_shard \
+                   WHERE NOT EXISTS (SELECT FROM penstock.barrier_arrival AS a JOIN penstock.checkpoint AS c \
+                       ON (c.uid, c.shard, c.epoch) = (a.key, a.shard, a.epoch) \
+                       WHERE (a.uid, a.nonce) = ($1, $2::pg_catalog.text::pg_catalog.uuid) \
+                         AND (a.key, a.shard) = (wanted.key, wanted_shard)) LIMIT 1";
+        let nonce = self.id.nonce.to_string();
+        let found = self.session.query_opt(sql, &[&self.id.uid, &nonce, &keys]).await;
+        let missing = found.and_then(|row| row.map(|row| row.try_get(0)).transpose());
+        missing.map_err(|error| failed(&error, "looking which shards have come to a hold"))
     }
 
     /// Ends the barrier: the shards let their snapshots go. Those that others have taken over stay.

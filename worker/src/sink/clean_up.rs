@@ -8,7 +8,7 @@ use super::session::{self, Purpose};
 use crate::failure::Failure;
 use crate::postgres::{Endpoint, Session};
 
-const TABLES: [&str; 11] = [
+const TABLES: [&str; 13] = [
     "barrier_arrival",
     "barrier",
     "checkpoint",
@@ -20,6 +20,8 @@ const TABLES: [&str; 11] = [
     "dead_end",
     "accepted_loss",
     "resnapshot",
+    "layout",
+    "lineage",
 ];
 
 /// The UID that the pipeline's slots and publication are named after: its own, or that of the pipeline whose state
@@ -36,13 +38,35 @@ pub async fn names_uid(endpoint: &Endpoint, uid: &str) -> Result<Option<String>,
     read.await.map_err(|error: Error| failed(&error, "reading the pipeline's state in the sink"))
 }
 
-/// Removes the pipeline's state, and the schema `penstock` when no state of any pipeline is left in it. The copied
-/// tables stay. Safe to repeat. A worker that still runs finds no fence any more and writes nothing.
-pub async fn clean_up(endpoint: &Endpoint, uid: &str) -> Result<(), Failure> {
+/// Removes a lineage's state, and the schema `penstock` when no state of any pipeline is left in it. The tables that readers
+/// know stay; those that it has beside them go. Safe to repeat. A worker that still runs finds no fence any more and writes
+/// nothing.
+pub async fn clean_up(endpoint: &Endpoint, key: &str) -> Result<(), Failure> {
     let mut session = session::open(endpoint, "penstock clean-up", Purpose::Control).await?;
-    remove(&mut session, uid)
+    remove(&mut session, key)
         .await
         .map_err(|error| failed(&error, "removing the pipeline's state from the sink"))
+}
+
+/// Tables that the lineage made in schemas of its own, and those schemas when nothing else is in them.
+async fn drop_tables_beside(transaction: &Transaction<'_>, key: &str) -> Result<(), Error> {
+    let tables = "SELECT pg_catalog.format('DROP TABLE %I.%I', schema.nspname, class.relname) \
+                  FROM penstock.table_state AS state JOIN penstock.layout AS layout \
+                    ON (layout.key, layout.schema) = (state.uid, state.sink_schema) AND layout.schema <> layout.live_schema \
+                  JOIN pg_catalog.pg_class AS class ON class.oid::pg_catalog.int8 = state.sink_oid AND class.relname = state.sink_table \
+                  JOIN pg_catalog.pg_namespace AS schema ON schema.oid = class.relnamespace AND schema.nspname = state.sink_schema \
+                  WHERE state.uid = $1 ORDER BY 1";
+    let schemas = "SELECT pg_catalog.format('DROP SCHEMA %I', schema.nspname) FROM penstock.layout AS layout \
+                   JOIN pg_catalog.pg_namespace AS schema ON schema.nspname = layout.schema \
+                   WHERE layout.key = $1 AND layout.schema <> layout.live_schema AND NOT EXISTS ( \
+                       SELECT FROM pg_catalog.pg_depend WHERE refclassid = 'pg_catalog.pg_namespace'::pg_catalog.regclass \
+                         AND refobjid = schema.oid) ORDER BY 1";
+    for look in [tables, schemas] {
+        for row in transaction.query(look, &[&key]).await? {
+            transaction.batch_execute(row.try_get(0)?).await?;
+        }
+    }
+    Ok(())
 }
 
 async fn remove(session: &mut Session, uid: &str) -> Result<(), Error> {
@@ -51,8 +75,15 @@ async fn remove(session: &mut Session, uid: &str) -> Result<(), Error> {
     if !has_table(&transaction, "version").await? {
         return Ok(());
     }
+    if has_table(&transaction, "layout").await? {
+        drop_tables_beside(&transaction, uid).await?;
+    }
     for table in TABLES {
-        let owner = if table == "adoption" { "adopted_by" } else { "uid" };
+        let owner = match table {
+            "adoption" => "adopted_by",
+            "layout" | "lineage" => "key",
+            _ => "uid",
+        };
         transaction.execute(&format!("DELETE FROM penstock.{table} WHERE {owner} = $1"), &[&uid]).await?;
     }
     if is_empty(&transaction).await? {

@@ -186,6 +186,13 @@ fn column_differences(
         }];
     }
     let mut found = Vec::new();
+    // Before its type is changed, which a default of the type before may keep from being done.
+    if source.is_masked && sink.own_value == OwnValue::Default {
+        found.push(Difference::relaxing(
+            format!("column {name} has a default, and its values are masked"),
+            format!("{alter} DROP DEFAULT"),
+        ));
+    }
     match fit_column(&source.column_type, &sink.column_type, tables) {
         Ok(()) => {}
         Err(Unfit::Within(differences)) => found.extend(differences),

@@ -28,7 +28,7 @@ pub(super) fn type_sql(column_type: &ColumnType, tables: &TableMap) -> String {
         TypeKind::Array(element) => format!("{}[]", type_sql(element, tables)),
         TypeKind::Made(made) => {
             let name =
-                if made.extension.is_some() { made.name.clone() } else { tables.sink_name(&made.name) };
+                if made.extension.is_some() { made.name.clone() } else { tables.type_name(&made.name) };
             format!("{}{}", name.quoted(), made.modifier_sql)
         }
     }
@@ -36,7 +36,7 @@ pub(super) fn type_sql(column_type: &ColumnType, tables: &TableMap) -> String {
 
 /// `CREATE TYPE …`, where that is all there is to it: a multirange type comes with its range type.
 pub(super) fn create_type(made: &MadeType, tables: &TableMap) -> Option<String> {
-    let sql = tables.sink_name(&made.name).quoted();
+    let sql = tables.type_name(&made.name).quoted();
     match &made.definition {
         Definition::Enum(labels) => {
             let labels = labels.iter().map(|label| quote_literal(label)).collect::<Vec<_>>().join(", ");
@@ -49,7 +49,7 @@ pub(super) fn create_type(made: &MadeType, tables: &TableMap) -> Option<String> 
             Some(format!("CREATE TYPE {sql} AS ({attributes})"))
         }
         Definition::Range { subtype, multirange, is_plain: true } => {
-            let multirange = tables.sink_name(multirange).quoted();
+            let multirange = tables.type_name(multirange).quoted();
             let subtype = type_sql(subtype, tables);
             Some(format!(
                 "CREATE TYPE {sql} AS RANGE (SUBTYPE = {subtype}, MULTIRANGE_TYPE_NAME = {multirange})"

@@ -127,7 +127,7 @@ pub(super) async fn carried_out(
 impl Sink {
     /// What a person decided about the place where the shard stands, if anything.
     pub async fn decision(&self, source: &SourceIdentity) -> Result<Option<Decision>, Failure> {
-        decided(&*self.session, (&self.owner.uid, self.run.shard), source)
+        decided(&*self.session, (self.owner.key(), self.run.shard), source)
             .await
             .map_err(|error| failed(&error, "looking what was decided"))
     }
@@ -143,7 +143,7 @@ impl Sink {
         let read = async {
             let row = self
                 .session
-                .query_opt(&sql, &[&self.owner.uid, &self.run.shard, &source.system_id, &timeline])
+                .query_opt(&sql, &[self.owner.key(), &self.run.shard, &source.system_id, &timeline])
                 .await?;
             let read = |row: Row| Ok((row.try_get(0)?, Lsn(row.try_get::<_, PgLsn>(1)?.into())));
             row.map(read).transpose()
@@ -159,7 +159,7 @@ impl Sink {
         source_end: Option<Lsn>,
     ) -> Result<(), Failure> {
         let transaction = fenced_transaction(&mut self.session, &self.run, DOING).await?;
-        let noted = note(&transaction, (&self.owner.uid, self.run.shard), failure, source, source_end).await;
+        let noted = note(&transaction, (self.owner.key(), self.run.shard), failure, source, source_end).await;
         noted.map_err(|error| failed(&error, DOING))?;
         transaction.commit().await.map_err(|error| failed(&error, DOING))
     }
@@ -169,7 +169,7 @@ impl Sink {
         let doing = "noting that nobody is needed";
         let transaction = fenced_transaction(&mut self.session, &self.run, doing).await?;
         let sql = "DELETE FROM penstock.dead_end WHERE uid = $1 AND shard = $2 AND decision IS NULL";
-        let forgotten = transaction.execute(sql, &[&self.owner.uid, &self.run.shard]).await;
+        let forgotten = transaction.execute(sql, &[self.owner.key(), &self.run.shard]).await;
         forgotten.map_err(|error| failed(&error, doing))?;
         transaction.commit().await.map_err(|error| failed(&error, doing))
     }
@@ -185,7 +185,7 @@ impl Sink {
                         WHERE state.uid = $1 AND assignment.shard = $2)) \
                    FROM penstock.checkpoint AS checkpoint WHERE uid = $1 AND shard = $2";
         let read = async {
-            let row = self.session.query_one(sql, &[&self.owner.uid, &self.run.shard]).await?;
+            let row = self.session.query_one(sql, &[self.owner.key(), &self.run.shard]).await?;
             let lsn: Option<PgLsn> = row.try_get(0)?;
             Ok(lsn.map_or(Lsn(0), |lsn| Lsn(lsn.into())))
         };
@@ -203,7 +203,7 @@ impl Sink {
         let sql = "UPDATE penstock.checkpoint SET end_lsn = $3, source_timeline = $4, updated_at = pg_catalog.clock_timestamp() \
                    WHERE uid = $1 AND shard = $2";
         let (end, timeline) = (PgLsn::from(checkpoint.end_lsn.0), i64::from(source.timeline));
-        let moved = transaction.execute(sql, &[&self.owner.uid, &self.run.shard, &end, &timeline]).await;
+        let moved = transaction.execute(sql, &[self.owner.key(), &self.run.shard, &end, &timeline]).await;
         moved.map_err(|error| failed(&error, doing))?;
         transaction.commit().await.map_err(|error| failed(&error, doing))
     }
@@ -220,7 +220,7 @@ impl Sink {
     ) -> Result<(String, Decisions), Failure> {
         let doing = "carrying out what was decided";
         let transaction = fenced_transaction(&mut self.session, &self.run, doing).await?;
-        let owner = (&self.owner.uid, self.run.shard);
+        let owner = (self.owner.key(), self.run.shard);
         let begin = async {
             let end = PgLsn::from(checkpoint.end_lsn.0);
             let sql = match (decision, is_new_slot) {

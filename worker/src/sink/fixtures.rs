@@ -1,7 +1,7 @@
 //! Tables that the unit tests share.
 
 use crate::change::table::{SourceColumn, SourceTable, TableName};
-use crate::change::{ColumnType, Definition, MadeType, RelationId, ReplicaIdentity};
+use crate::change::{ColumnType, Definition, MadeType, RelationId, ReplicaIdentity, Steps};
 
 /// A plain column.
 pub(super) fn column(name: &str, type_oid: u32, type_sql: &str) -> SourceColumn {
@@ -11,6 +11,7 @@ pub(super) fn column(name: &str, type_oid: u32, type_sql: &str) -> SourceColumn 
         is_not_null: false,
         constant_default: None,
         generated: None,
+        is_masked: false,
     }
 }
 
@@ -41,5 +42,6 @@ pub(super) fn orders() -> SourceTable {
         is_partitioned: false,
         foreign_key_peers: Vec::new(),
         estimated_rows: 0,
+        steps: Steps::default(),
     }
 }

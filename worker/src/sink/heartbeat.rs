@@ -23,7 +23,7 @@ impl Writer {
     /// The token of a mark of this shard.
     pub fn own_token(&self, content: &[u8]) -> Option<Uuid> {
         let shard = u16::try_from(self.shard()).ok()?;
-        Heartbeat::token(content, self.uid(), shard)
+        Heartbeat::token(content, self.key(), shard)
     }
 
     /// Notes a mark that the stream has met, in the open transaction, which settles everything before it.
@@ -34,7 +34,7 @@ impl Writer {
         let sql = "UPDATE penstock.checkpoint SET heartbeat_lsn = $3, heartbeat_xid = $4, \
                        heartbeat_token = $5::pg_catalog.text::pg_catalog.uuid WHERE uid = $1 AND shard = $2";
         let Heartbeat { commit_lsn, xid, token } = heartbeat;
-        let (uid, shard, token) = (self.uid().to_owned(), self.shard(), token.to_string());
+        let (uid, shard, token) = (self.key().to_owned(), self.shard(), token.to_string());
         let (lsn, xid) = (PgLsn::from(commit_lsn.0), i64::from(*xid));
         self.execute_in_transaction(
             sql,

@@ -58,7 +58,7 @@ impl Loader {
                         updated_at = pg_catalog.now() \
                     WHERE uid = $1 AND source_schema = $2 AND source_table = $3 AND state = 'copying'";
         let noted = transaction
-            .execute(note, &[&self.run.uid, &table.schema, &table.name, &rows.cast_signed()])
+            .execute(note, &[self.run.key(), &table.schema, &table.name, &rows.cast_signed()])
             .await
             .map_err(|error| failed(&error, &doing))?;
         if noted != 1 {
@@ -68,7 +68,7 @@ impl Loader {
             let note = "INSERT INTO penstock.copied_chunk (uid, source_schema, source_table, number, up_to) \
                         VALUES ($1, $2, $3, $4, $5)";
             transaction
-                .execute(note, &[&self.run.uid, &table.schema, &table.name, &i64::from(number), &key])
+                .execute(note, &[self.run.key(), &table.schema, &table.name, &i64::from(number), &key])
                 .await
                 .map_err(|error| failed(&error, &doing))?;
         }

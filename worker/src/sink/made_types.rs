@@ -98,7 +98,7 @@ pub(super) async fn type_differences(
 ) -> Result<Vec<Difference>, Error> {
     let mut found = Vec::new();
     for (source, made) in own_types(table) {
-        let name = tables.sink_name(&made.name);
+        let name = tables.type_name(&made.name);
         // A domain that is asked for by its name is seen through.
         let source = if let Definition::Domain(over) = &made.definition { over } else { source };
         match read_type(client, &name).await? {
@@ -134,7 +134,7 @@ pub(super) async fn label_differences(
         if left.is_empty() || !seen.insert(part.oid) {
             continue;
         }
-        let name = if made.extension.is_some() { made.name.clone() } else { tables.sink_name(&made.name) };
+        let name = if made.extension.is_some() { made.name.clone() } else { tables.type_name(&made.name) };
         let Some(sink) = read_type(client, &name).await? else { continue };
         let Some(Definition::Enum(labels)) = sink.made().map(|made| &made.definition) else { continue };
         for (from, to) in renames(labels.clone(), &left) {
@@ -176,7 +176,7 @@ pub(super) async fn missing_types(
 ) -> Result<Vec<String>, Error> {
     let mut missing = Vec::new();
     for (_, made) in own_types(table) {
-        if find_type(client, &tables.sink_name(&made.name)).await?.is_none() {
+        if find_type(client, &tables.type_name(&made.name)).await?.is_none() {
             missing.extend(ddl::create_type(made, tables));
         }
     }
@@ -190,13 +190,13 @@ pub(super) async fn make_types(
     tables: &TableMap,
 ) -> Result<(), Error> {
     for (_, made) in own_types(table) {
-        let name = tables.sink_name(&made.name);
+        let name = tables.type_name(&made.name);
         if let Some(statement) = ddl::create_type(made, tables)
             && find_type(transaction, &name).await?.is_none()
         {
             ensure_schema(transaction, &name.schema).await?;
             if let Definition::Range { multirange, .. } = &made.definition {
-                ensure_schema(transaction, &tables.sink_name(multirange).schema).await?;
+                ensure_schema(transaction, &tables.type_name(multirange).schema).await?;
             }
             transaction.batch_execute(&statement).await?;
         }

@@ -14,16 +14,21 @@ mod compare;
 mod copy;
 mod ddl;
 mod dead_end;
+mod dependents;
 mod error;
 mod evolve;
+mod exchange;
 mod fit;
 #[cfg(test)]
 mod fixtures;
 mod heartbeat;
 mod hold;
 mod in_flight;
+mod layout;
+mod lineages;
 mod load;
 mod made_types;
+mod outcome;
 mod owner;
 mod ownership;
 mod plan;
@@ -42,13 +47,19 @@ mod tables;
 mod value;
 mod writer;
 
-pub use at_barrier::{TableAtBarrier, is_at_barrier, open_at_barrier, tables_at_barrier};
+pub use at_barrier::{
+    KeyAtBarrier, TableAtBarrier, is_at_barrier, key_at_barrier, open_at_barrier, open_now, tables_at_barrier,
+};
 pub use barrier::Barriers;
-pub use barrier_registry::{Arrival, BARRIER_PREFIX, BarrierId, Registration, SinkFacts, register};
+pub use barrier_registry::{Arrival, BARRIER_PREFIX, BarrierId, BarrierKind, LEASE, Registration, register};
 pub use clean_up::{clean_up, names_uid};
 pub use dead_end::{DeadEnd, Decision, decide};
 pub use evolve::{Rules, copy_needed};
+pub use exchange::{Exchange, Prepared, outcome_of};
+pub use layout::Role;
+pub use lineages::{LineageFacts, keys as lineage_keys, of_pipeline as lineages_of, retire};
 pub use load::{ChunkEnd, Loader};
+pub use outcome::HoldEnd;
 pub use owner::{Owner, TableMap};
 pub use range::CopiedRange;
 pub use reshape::{Foreseen, Reshaped};

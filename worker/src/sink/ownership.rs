@@ -38,7 +38,7 @@ pub(super) async fn read(
     let uid: String = row.try_get(0)?;
     let from = TableName::new(row.try_get::<_, String>(2)?, row.try_get::<_, String>(3)?);
     let is_released: bool = row.try_get(4)?;
-    Ok(if uid == owner.uid {
+    Ok(if uid == *owner.key() {
         if is_released || from == *source { Claim::Ours } else { Claim::OtherSource(from) }
     } else if is_released {
         Claim::Free
@@ -84,7 +84,7 @@ pub(super) async fn claim(
             &[
                 &sink.schema,
                 &sink.name,
-                &owner.uid,
+                owner.key(),
                 &owner.namespace,
                 &owner.name,
                 &source.schema,
@@ -106,5 +106,8 @@ pub(super) async fn release(
                WHERE uid = $1 AND source_schema = $2 AND source_table = $3 AND NOT is_released \
                  AND (sink_schema, sink_table) IS DISTINCT FROM ($4::pg_catalog.text, $5::pg_catalog.text)";
     let (keep_schema, keep_name) = (keep.map(|table| &table.schema), keep.map(|table| &table.name));
-    client.execute(sql, &[&owner.uid, &source.schema, &source.name, &keep_schema, &keep_name]).await.map(drop)
+    client
+        .execute(sql, &[owner.key(), &source.schema, &source.name, &keep_schema, &keep_name])
+        .await
+        .map(drop)
 }

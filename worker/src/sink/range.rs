@@ -35,7 +35,7 @@ impl Writer {
                    WHERE uid = $1 AND source_schema = $2 AND source_table = $3 AND state = 'incremental'";
         let CopiedRange { table, rows, last, from } = range;
         let rows = i64::try_from(*rows).unwrap_or(i64::MAX);
-        let uid = self.uid().to_owned();
+        let uid = self.key().to_owned();
         let parameters: [&(dyn postgres_types::ToSql + Sync); 6] =
             [&uid, &table.schema, &table.name, last, &PgLsn::from(from.0), &rows];
         reach(Point::BeforeRangeNoted)?;
@@ -53,7 +53,7 @@ impl Writer {
         let sql = "UPDATE penstock.table_state SET state = 'stale', ready_lsn = NULL, copied_by = NULL, copied_to = NULL, \
                        updated_at = pg_catalog.clock_timestamp() \
                    WHERE uid = $1 AND source_schema = $2 AND source_table = $3";
-        let uid = self.uid().to_owned();
+        let uid = self.key().to_owned();
         self.note(sql, &[&uid, &table.schema, &table.name]).await?;
         self.commit_without_position()
             .await

@@ -141,7 +141,7 @@ impl Writer {
     ) -> Result<(), Failure> {
         let sql = "UPDATE penstock.table_state SET shape = $4, left_out = $5, updated_at = pg_catalog.clock_timestamp() \
                    WHERE uid = $1 AND source_schema = $2 AND source_table = $3";
-        let uid = self.uid().to_owned();
+        let uid = self.key().to_owned();
         let left_out: Vec<&String> = left_out.iter().collect();
         self.note(sql, &[&uid, &table.schema, &table.name, &written(shape), &left_out]).await
     }

@@ -11,7 +11,11 @@ pub(super) const DDL_LOCK: &str = "SELECT pg_catalog.pg_advisory_xact_lock(73083
 
 /// The steps forward, in order; step N makes version N. A step only adds what older workers can live with, or
 /// raises `oldest_worker` to its own number.
-const STEPS: &[Step] = &[Step { sql: include_str!("schema/0001_state.sql"), oldest_worker: 1 }];
+const STEPS: &[Step] = &[
+    Step { sql: include_str!("schema/0001_state.sql"), oldest_worker: 1 },
+    // An older one does not look which role a lineage has.
+    Step { sql: include_str!("schema/0002_lineages.sql"), oldest_worker: 2 },
+];
 
 struct Step {
     sql: &'static str,

@@ -16,7 +16,7 @@ use super::reshape::written;
 use super::state::{TableState, fenced_ddl_transaction, fenced_transaction, forget_chunks, read_state};
 use super::tables::{Mismatch, mismatch};
 use crate::change::table::{SourceTable, TableName, quote_identifier};
-use crate::change::{RelationId, TableShape};
+use crate::change::{RelationId, Steps, TableShape};
 use crate::evolve::{RenamedLabel, renamed_labels};
 use crate::failure::Failure;
 
@@ -28,6 +28,10 @@ pub(super) struct Allowed {
     pending: BTreeSet<TableName>,
     /// Columns that the sink does not have, and need not have.
     left_out: BTreeMap<TableName, BTreeSet<String>>,
+    /// Tables to whose rows something else was done than is now, each with the columns that are not carried any more.
+    restepped: BTreeMap<TableName, Vec<String>>,
+    /// Tables to whose rows the same was done, written in another way.
+    rewritten: BTreeSet<TableName>,
 }
 
 /// The shape that a table's rows in the sink have.
@@ -35,6 +39,10 @@ pub(super) struct Allowed {
 pub struct Recorded {
     /// The source table that they came from.
     pub source: RelationId,
+    /// The sink table.
+    pub sink: TableName,
+    /// What was done to them on their way; `None` where that cannot be read.
+    pub steps: Option<Steps>,
     /// Its shape.
     pub shape: TableShape,
     /// Columns of it that the rows were written without.
@@ -54,9 +62,30 @@ impl Sink {
         self.changes.pending = tables;
     }
 
+    /// The sink table of one of the source.
+    pub fn name_of(&self, table: &TableName) -> TableName {
+        self.tables.sink_name(table)
+    }
+
+    /// To the rows of these tables something else was done on their way than is now: they are copied again. Each with the
+    /// columns of the sink that are not carried any more.
+    pub fn copy_with_other_steps(&mut self, tables: BTreeMap<TableName, Vec<String>>) {
+        self.changes.restepped = tables;
+    }
+
+    /// The same is done to the rows of these tables, written in another way.
+    pub fn note_steps_anew(&mut self, tables: BTreeSet<TableName>) {
+        self.changes.rewritten = tables;
+    }
+
     /// Whether rows of the table are written without this column.
     pub fn leaves_out(&self, table: &TableName, column: &str) -> bool {
         self.changes.left_out.get(table).is_some_and(|columns| columns.contains(column))
+    }
+
+    /// Whether rows of the table are written without some column.
+    pub fn leaves_out_any(&self, table: &TableName) -> bool {
+        self.changes.left_out.get(table).is_some_and(|columns| !columns.is_empty())
     }
 
     /// The shapes of tables that were copied, or began to be, to where they are written now. One that goes somewhere else is
@@ -66,11 +95,12 @@ impl Sink {
                        AND EXISTS (SELECT FROM pg_catalog.pg_class AS class \
                            JOIN pg_catalog.pg_namespace AS schema ON schema.oid = class.relnamespace \
                            WHERE schema.nspname = sink_schema AND class.relname = sink_table \
-                             AND class.oid::pg_catalog.int8 = sink_oid), left_out, sink_schema, sink_table \
+                             AND class.oid::pg_catalog.int8 = sink_oid), left_out, \
+                       sink_schema, sink_table, steps \
                    FROM penstock.table_state WHERE uid = $1 AND shape IS NOT NULL";
         let doing = "reading the shapes of its tables";
         let rows =
-            self.session.query(sql, &[&self.owner.uid]).await.map_err(|error| failed(&error, doing))?;
+            self.session.query(sql, &[self.owner.key()]).await.map_err(|error| failed(&error, doing))?;
         let mut recorded = BTreeMap::new();
         for row in rows {
             let read = || -> Result<(TableName, i64, String), Error> {
@@ -91,7 +121,13 @@ impl Sink {
             };
             let is_followed = row.try_get(4).map_err(|error| failed(&error, doing))?;
             let left_out: Vec<String> = row.try_get(5).map_err(|error| failed(&error, doing))?;
-            recorded.insert(name, Recorded { source: RelationId(source), shape, left_out, is_followed });
+            let place = || -> Result<(String, String, String), Error> {
+                Ok((row.try_get(6)?, row.try_get(7)?, row.try_get(8)?))
+            };
+            let (schema, table, steps) = place().map_err(|error| failed(&error, doing))?;
+            let (source, sink, steps) =
+                (RelationId(source), TableName::new(schema, table), Steps::noted(&steps));
+            recorded.insert(name, Recorded { source, sink, steps, shape, left_out, is_followed });
         }
         Ok(recorded)
     }
@@ -121,11 +157,11 @@ impl Sink {
         for (table, shape) in shapes {
             let left_out: Vec<&String> = self.changes.left_out.get(table).into_iter().flatten().collect();
             transaction
-                .execute(sql, &[&self.owner.uid, &table.schema, &table.name, &written(shape), &left_out])
+                .execute(sql, &[self.owner.key(), &table.schema, &table.name, &written(shape), &left_out])
                 .await
                 .map_err(|error| failed(&error, doing))?;
             // What was copied in another shape is not kept.
-            forget_chunks(&transaction, &self.owner.uid, table)
+            forget_chunks(&transaction, self.owner.key(), table)
                 .await
                 .map_err(|error| failed(&error, doing))?;
         }
@@ -148,7 +184,7 @@ impl Sink {
             let mut found = self.mismatches_of(&placed, &name).await.map_err(error)?;
             found.retain(|difference| difference.effect == Effect::Relaxes);
             if !found.is_empty() {
-                mismatches.push(Mismatch { table: name, found, is_copied: false });
+                mismatches.push(Mismatch { table: name, found, is_copied: false, is_remade: false });
             }
         }
         if mismatches.is_empty() {
@@ -179,7 +215,7 @@ impl Sink {
             let name = self.tables.sink_name(&source.name);
             let doing = format!("comparing the sink table {name}");
             let error = |error: Error| failed(&error, &doing);
-            let known = read_state(&self.session.client, &self.owner.uid, source).await.map_err(error)?;
+            let known = read_state(&self.session.client, self.owner.key(), source).await.map_err(error)?;
             let Some((written, state)) = known else { continue };
             // One that it is to be written into from now on may be somebody else's.
             if written != name || !extensions.missing(source).is_empty() {
@@ -189,7 +225,9 @@ impl Sink {
             let mut found = self.mismatches_of(&placed, &name).await.map_err(error)?;
             found.retain(|difference| match difference.effect {
                 Effect::Relaxes => true,
-                Effect::AddsColumn | Effect::Widens => is_to_be_copied(&state),
+                Effect::AddsColumn | Effect::Widens => {
+                    is_to_be_copied(&state) || self.changes.restepped.contains_key(&source.name)
+                }
                 Effect::Other => false,
             });
             if !found.is_empty() {
@@ -257,7 +295,7 @@ impl Sink {
         if found.is_empty() {
             return Ok(());
         }
-        Err(mismatch(&[Mismatch { table: name, found, is_copied: false }]))
+        Err(mismatch(&[Mismatch { table: name, found, is_copied: false, is_remade: false }]))
     }
 
     async fn carry_out(
@@ -286,7 +324,8 @@ impl Sink {
         if self.changes.pending.contains(table) && !is_to_be_copied(&state) {
             return Vec::new();
         }
-        if self.changes.rules.policy == SchemaChanges::Ignore {
+        // What the manifest asks for anew is not something that the source added.
+        if self.changes.rules.policy == SchemaChanges::Ignore && !self.changes.restepped.contains_key(table) {
             let left_out = self.changes.left_out.entry(table.clone()).or_default();
             found.retain(|difference| match &difference.column {
                 Some(column) if difference.effect == Effect::AddsColumn => {
@@ -297,6 +336,30 @@ impl Sink {
             });
         }
         found
+    }
+}
+
+impl Allowed {
+    /// Whether something else was done to the table's rows than is now.
+    pub(super) fn has_other_steps(&self, table: &TableName) -> bool {
+        self.restepped.contains_key(table)
+    }
+
+    /// Whether what was done to them is to be noted in another way.
+    pub(super) fn notes_steps_anew(&self, table: &TableName) -> bool {
+        self.rewritten.contains(table)
+    }
+
+    /// Columns of the sink table that were written, and are not any more: rows that are copied again would lose theirs.
+    pub(super) fn not_carried_any_more(&self, table: &TableName, sink: &SinkTable) -> Vec<Difference> {
+        let columns = self.restepped.get(table).into_iter().flatten();
+        let left = columns.filter(|column| sink.column(column).is_some());
+        left.map(|column| {
+            let statement =
+                format!("ALTER TABLE {} DROP COLUMN {}", sink.name.quoted(), quote_identifier(column));
+            Difference::new(format!("column {column} is not carried any more"), statement)
+        })
+        .collect()
     }
 }
 

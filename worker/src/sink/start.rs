@@ -6,11 +6,12 @@ use postgres_types::PgLsn;
 use tokio_postgres::{Row, Transaction};
 
 use super::error::{failed, fenced};
+use super::layout::{Layout, Role};
 use super::owner::{Owner, TableMap};
 use super::run::Run;
 use super::session::{self, Purpose};
 use super::tables::FirstCopy;
-use super::{Sink, dead_end, heartbeat, schema};
+use super::{Sink, dead_end, heartbeat, lineages, schema};
 use crate::change::{Checkpoint, Heartbeat, LogIdentity, Lsn, Position, SourceIdentity};
 use crate::failpoint::{Point, reach};
 use crate::failure::Failure;
@@ -34,6 +35,8 @@ pub struct Started {
     pub source: LogIdentity,
     /// The last mark that was read of it.
     pub heartbeat: Option<Heartbeat>,
+    /// What the lineage is to its pipeline.
+    pub role: Role,
     /// What was decided about dead ends of the shard and carried out.
     pub decisions: Decisions,
 }
@@ -61,7 +64,8 @@ pub async fn start(
     let identity = identify(&session).await?;
     schema::install(&mut session).await?;
     end_sessions_of_older_runs(&session, &owner).await?;
-    let (run, started) = take_fence(&mut session, &owner, &identity, source).await?;
+    let (run, layout, started) = take_fence(&mut session, &owner, &identity, source).await?;
+    let tables = tables.laid_out(layout);
     let rename = "SELECT pg_catalog.set_config('application_name', $1, false)";
     session
         .query_one(rename, &[&owner.application_name(run.epoch)])
@@ -124,7 +128,7 @@ async fn end_sessions_of_older_runs(session: &Session, owner: &Owner) -> Result<
                      ELSE false END";
     let shard = i32::from(owner.shard);
     session
-        .query_one(sql, &[&owner.uid, &shard, &owner.revision_number, &owner.application_name_of_shard()])
+        .query_one(sql, &[owner.key(), &shard, &owner.revision_number, &owner.application_name_of_shard()])
         .await
         .map_err(|error| failed(&error, "ending the sessions of an older run"))
         .map(drop)
@@ -135,7 +139,7 @@ async fn take_fence(
     owner: &Owner,
     sink: &SinkIdentity,
     source: &SourceIdentity,
-) -> Result<(Run, Started), Failure> {
+) -> Result<(Run, Layout, Started), Failure> {
     let doing = "taking the fence";
     let transaction = session.transaction().await.map_err(|error| failed(&error, doing))?;
     refuse_if_adopted(&transaction, owner).await?;
@@ -145,9 +149,11 @@ async fn take_fence(
         found = lock_row(&transaction, owner).await?;
     }
     let row = found.ok_or_else(|| fenced("the state of the pipeline was removed while this run began"))?;
+    // The row is locked: nobody exchanges tables from here on.
+    let role = lineages::enter(&transaction, &owner.lineage).await?;
     row.check(owner, sink)?;
     if let Err(failure) = row.recognise(source) {
-        let shard = (&owner.uid, i32::from(owner.shard));
+        let shard = (owner.key(), i32::from(owner.shard));
         let decided = dead_end::decided(&transaction, shard, source).await;
         if decided.map_err(|error| failed(&error, doing))?.is_none() {
             dead_end::note(&transaction, shard, &failure, source, None)
@@ -157,8 +163,12 @@ async fn take_fence(
             return Err(failure);
         }
     }
-    let started =
-        bump(&transaction, owner, (source, sink), &row).await.map_err(|error| failed(&error, doing))?;
+    let read = async {
+        let layout = Layout::read(&transaction, &owner.lineage, role).await?;
+        let (run, started) = bump(&transaction, owner, (source, sink), (&row, role)).await?;
+        Ok((run, layout, started))
+    };
+    let started = read.await.map_err(|error: tokio_postgres::Error| failed(&error, doing))?;
     reach(Point::BeforeEpochBump)?;
     transaction.commit().await.map_err(|error| failed(&error, doing))?;
     reach(Point::AfterEpochBump)?;
@@ -228,7 +238,7 @@ impl Before {
 async fn refuse_if_adopted(transaction: &Transaction<'_>, owner: &Owner) -> Result<(), Failure> {
     let sql = "SELECT adopted_by FROM penstock.adoption WHERE uid = $1";
     let adopter: Option<String> = transaction
-        .query_opt(sql, &[&owner.uid])
+        .query_opt(sql, &[owner.key()])
         .await
         .and_then(|row| row.map(|row| row.try_get(0)).transpose())
         .map_err(|error| failed(&error, "looking whether the state was adopted"))?;
@@ -238,7 +248,7 @@ async fn refuse_if_adopted(transaction: &Transaction<'_>, owner: &Owner) -> Resu
             Reason::Superseded,
             format!(
                 "The pipeline with UID {adopter} adopted the state of this one ({}); this one stops.",
-                owner.uid
+                owner.key()
             ),
         )),
     }
@@ -250,7 +260,7 @@ async fn lock_row(transaction: &Transaction<'_>, owner: &Owner) -> Result<Option
                    end_lsn IS NOT NULL \
                FROM penstock.checkpoint WHERE uid = $1 AND shard = $2 FOR NO KEY UPDATE";
     transaction
-        .query_opt(sql, &[&owner.uid, &i32::from(owner.shard)])
+        .query_opt(sql, &[owner.key(), &i32::from(owner.shard)])
         .await
         .and_then(|row| row.as_ref().map(Before::read).transpose())
         .map_err(|error| failed(&error, "waiting for the fence"))
@@ -278,7 +288,7 @@ async fn make_row(
         .execute(
             sql,
             &[
-                &owner.uid,
+                owner.key(),
                 &i32::from(owner.shard),
                 &owner.namespace,
                 &owner.name,
@@ -304,16 +314,17 @@ async fn adopt(transaction: &Transaction<'_>, owner: &Owner, old: &str) -> Resul
     let doing = "adopting the state of a deleted pipeline";
     let error = |error: tokio_postgres::Error| failed(&error, doing);
     refuse_other_shards(transaction, owner, old).await?;
+    lineages::adopt(transaction, owner.key(), old).await?;
     // Its numbers of revisions mean nothing here.
     let take =
         "UPDATE penstock.checkpoint SET uid = $1, revision_number = NULL WHERE uid = $2 AND shard = $3";
     let taken =
-        transaction.execute(take, &[&owner.uid, &old, &i32::from(owner.shard)]).await.map_err(error)?;
+        transaction.execute(take, &[owner.key(), &old, &i32::from(owner.shard)]).await.map_err(error)?;
     let note = "INSERT INTO penstock.adoption (uid, adopted_by) SELECT $2, $1 \
                 WHERE $3 OR EXISTS (SELECT FROM penstock.checkpoint WHERE uid = $2) ON CONFLICT (uid) DO NOTHING";
-    transaction.execute(note, &[&owner.uid, &old, &(taken > 0)]).await.map_err(error)?;
+    transaction.execute(note, &[owner.key(), &old, &(taken > 0)]).await.map_err(error)?;
     let noted = "SELECT FROM penstock.adoption WHERE uid = $2 AND adopted_by = $1";
-    if transaction.query_opt(noted, &[&owner.uid, &old]).await.map_err(error)?.is_none() {
+    if transaction.query_opt(noted, &[owner.key(), &old]).await.map_err(error)?.is_none() {
         let message = format!(
             "The annotation penstock.dev/adopt names the UID {old}, but the sink holds no state of that pipeline, or another \
              pipeline adopted it. Correct the UID (SELECT uid, namespace, name FROM penstock.checkpoint shows what there is) or remove the annotation."
@@ -322,10 +333,10 @@ async fn adopt(transaction: &Transaction<'_>, owner: &Owner, old: &str) -> Resul
     }
     for table in ["table_state", "assignment", "ownership", "accepted_loss", "resnapshot"] {
         let sql = format!("UPDATE penstock.{table} SET uid = $1 WHERE uid = $2");
-        transaction.execute(&sql, &[&owner.uid, &old]).await.map_err(error)?;
+        transaction.execute(&sql, &[owner.key(), &old]).await.map_err(error)?;
     }
     let rename = "UPDATE penstock.ownership SET namespace = $2, name = $3 WHERE uid = $1";
-    transaction.execute(rename, &[&owner.uid, &owner.namespace, &owner.name]).await.map_err(error)?;
+    transaction.execute(rename, &[owner.key(), &owner.namespace, &owner.name]).await.map_err(error)?;
     Ok(taken > 0)
 }
 
@@ -350,7 +361,7 @@ async fn bump(
     transaction: &Transaction<'_>,
     owner: &Owner,
     (source, sink): (&SourceIdentity, &SinkIdentity),
-    before: &Before,
+    (before, role): (&Before, Role),
 ) -> Result<(Run, Started), tokio_postgres::Error> {
     let shard = i32::from(owner.shard);
     let sql = "UPDATE penstock.checkpoint SET epoch = epoch + 1, run_id = pg_catalog.gen_random_uuid(), namespace = $3, name = $4, revision = $5, \
@@ -366,7 +377,7 @@ async fn bump(
         .query_one(
             sql,
             &[
-                &owner.uid,
+                owner.key(),
                 &shard,
                 &owner.namespace,
                 &owner.name,
@@ -384,7 +395,7 @@ async fn bump(
     let source =
         LogIdentity { system_id: row.try_get(10)?, timeline: u32::try_from(timeline).unwrap_or_default() };
     let run = Run {
-        uid: owner.uid.clone(),
+        lineage: owner.lineage.clone(),
         shard,
         epoch: row.try_get(0)?,
         id: row.try_get(9)?,
@@ -398,7 +409,8 @@ async fn bump(
         slot: row.try_get(3)?,
         source,
         heartbeat: heartbeat::read(&row)?,
-        decisions: dead_end::carried_out(transaction, (&owner.uid, shard)).await?,
+        role,
+        decisions: dead_end::carried_out(transaction, (owner.key(), shard)).await?,
     };
     Ok((run, started))
 }

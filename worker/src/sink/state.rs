@@ -1,6 +1,6 @@
 //! How far each table is: `penstock.table_state`.
 
-use postgres_types::PgLsn;
+use postgres_types::{PgLsn, ToSql};
 use tokio_postgres::{Error, GenericClient, Transaction};
 
 use super::assignment::take_fence_from;
@@ -75,13 +75,13 @@ impl Sink {
                        chunks_copied = 0, rows_copied = 0, updated_at = pg_catalog.now() \
                    WHERE uid = $1 AND source_schema = $2 AND source_table = $3";
         let updated = transaction
-            .execute(sql, &[&self.owner.uid, &table.schema, &table.name, &state, &key])
+            .execute(sql, &[self.owner.key(), &table.schema, &table.name, &state, &key])
             .await
             .map_err(|error| failed(&error, &doing))?;
         if updated != 1 {
             return Err(self.run.lost());
         }
-        forget_chunks(&transaction, &self.owner.uid, table).await.map_err(|error| failed(&error, &doing))?;
+        forget_chunks(&transaction, self.owner.key(), table).await.map_err(|error| failed(&error, &doing))?;
         reach(Point::BeforeTableEmptied)?;
         transaction.commit().await.map_err(|error| failed(&error, &doing))?;
         reach(Point::AfterTableEmptied)
@@ -112,13 +112,13 @@ impl Sink {
                        updated_at = pg_catalog.now() \
                    WHERE uid = $1 AND source_schema = $2 AND source_table = $3 AND state = 'copying'";
         let updated = transaction
-            .execute(sql, &[&self.owner.uid, &table.schema, &table.name, &last, &removed.cast_signed()])
+            .execute(sql, &[self.owner.key(), &table.schema, &table.name, &last, &removed.cast_signed()])
             .await
             .map_err(|error| failed(&error, &doing))?;
         if updated != 1 {
             return Err(self.run.lost());
         }
-        forget_chunks(&transaction, &self.owner.uid, table).await.map_err(|error| failed(&error, &doing))?;
+        forget_chunks(&transaction, self.owner.key(), table).await.map_err(|error| failed(&error, &doing))?;
         reach(Point::BeforeTableEmptied)?;
         transaction.commit().await.map_err(|error| failed(&error, &doing))?;
         reach(Point::AfterTableEmptied)
@@ -148,7 +148,7 @@ impl Sink {
             "UPDATE penstock.table_state SET state = 'stale', ready_lsn = NULL, copied_by = NULL, copied_to = NULL, updated_at = pg_catalog.now() FROM {lost} \
              WHERE uid = $1 AND (source_schema, source_table) = (lost.schema, lost.name)"
         );
-        let (uid, own_shard) = (&self.owner.uid, &self.run.shard);
+        let (uid, own_shard) = (self.owner.key(), &self.run.shard);
         let write = async {
             let rows = transaction.query(&writers, &[uid, &schemas, &names, own_shard]).await?;
             let shards = rows.iter().map(|row| row.try_get(0)).collect::<Result<Vec<i32>, _>>()?;
@@ -171,7 +171,7 @@ impl Sink {
                         AND (state.source_schema, state.source_table) = (assignment.source_schema, assignment.source_table)";
         let write = "UPDATE penstock.checkpoint SET sequence = $3, commit_lsn = $4, xid = $5, ordinal = $6, end_lsn = $7, \
                      updated_at = pg_catalog.clock_timestamp() WHERE uid = $1 AND shard = $2";
-        let (uid, shard) = (&self.run.uid, &self.run.shard);
+        let (uid, shard) = (self.run.key(), &self.run.shard);
         let (commit_lsn, end) = (PgLsn::from(position.commit_lsn.0), PgLsn::from(end_lsn.0));
         let (xid, ordinal) = (i64::from(position.xid), position.ordinal.cast_signed());
         let begin = async {
@@ -198,13 +198,13 @@ pub(super) async fn mark_ready(
                    updated_at = pg_catalog.now() \
                WHERE uid = $1 AND source_schema = $2 AND source_table = $3";
     let updated = transaction
-        .execute(sql, &[&run.uid, &table.schema, &table.name, &PgLsn::from(lsn.0)])
+        .execute(sql, &[run.key(), &table.schema, &table.name, &PgLsn::from(lsn.0)])
         .await
         .map_err(|error| failed(&error, &doing))?;
     if updated != 1 {
         return Err(run.lost());
     }
-    forget_chunks(&transaction, &run.uid, table).await.map_err(|error| failed(&error, &doing))?;
+    forget_chunks(&transaction, run.key(), table).await.map_err(|error| failed(&error, &doing))?;
     reach(Point::BeforeTableReady)?;
     transaction.commit().await.map_err(|error| failed(&error, &doing))?;
     reach(Point::AfterTableReady)
@@ -303,15 +303,28 @@ pub(super) async fn write_state(
     state: &str,
 ) -> Result<(), Error> {
     let sql = "INSERT INTO penstock.table_state (uid, source_schema, source_table, sink_schema, sink_table, source_oid, \
-                   sink_oid, state) \
-               SELECT $1, $2, $3, schema.nspname, class.relname, $6, class.oid::pg_catalog.int8, $7 \
+                   sink_oid, state, steps) \
+               SELECT $1, $2, $3, schema.nspname, class.relname, $6, class.oid::pg_catalog.int8, $7, $8 \
                FROM pg_catalog.pg_class AS class JOIN pg_catalog.pg_namespace AS schema ON schema.oid = class.relnamespace \
                WHERE schema.nspname = $4::pg_catalog.text::pg_catalog.name AND class.relname = $5::pg_catalog.text::pg_catalog.name \
                ON CONFLICT (uid, source_schema, source_table) DO UPDATE SET sink_schema = excluded.sink_schema, \
                    sink_table = excluded.sink_table, source_oid = excluded.source_oid, \
                    sink_oid = excluded.sink_oid, state = excluded.state, ready_lsn = NULL, copied_by = NULL, copied_to = NULL, chunks_copied = 0, \
-                   rows_copied = 0, updated_at = excluded.updated_at";
+                   rows_copied = 0, steps = excluded.steps, updated_at = excluded.updated_at";
     let TableName { schema, name } = &source.name;
-    let id = i64::from(source.id.0);
-    transaction.execute(sql, &[uid, schema, name, &sink.schema, &sink.name, &id, &state]).await.map(drop)
+    let (id, steps) = (i64::from(source.id.0), source.steps.to_note());
+    let parameters: [&(dyn ToSql + Sync); 8] =
+        [uid, schema, name, &sink.schema, &sink.name, &id, &state, &steps];
+    transaction.execute(sql, &parameters).await.map(drop)
+}
+
+/// Notes that the same is done to the rows, written in another way.
+pub(super) async fn note_steps(
+    transaction: &Transaction<'_>,
+    uid: &String,
+    source: &SourceTable,
+) -> Result<(), Error> {
+    let sql = "UPDATE penstock.table_state SET steps = $4 WHERE uid = $1 AND source_schema = $2 AND source_table = $3";
+    let TableName { schema, name } = &source.name;
+    transaction.execute(sql, &[uid, schema, name, &source.steps.to_note()]).await.map(drop)
 }

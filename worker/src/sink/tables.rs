@@ -7,13 +7,13 @@ use penstock_crds::report::Reason;
 use tokio_postgres::{Error, Transaction};
 
 use super::catalogue::read_table;
-use super::compare::{Difference, differences};
+use super::compare::{Difference, Effect, differences};
 use super::error::failed;
 use super::made_types::{ExtensionTypes, make_types, type_differences};
 use super::ownership::{self, Claim};
 use super::shapes::is_to_be_copied;
-use super::state::{TableState, fenced_ddl_transaction, read_state, write_state};
-use super::{Sink, ddl};
+use super::state::{TableState, fenced_ddl_transaction, note_steps, read_state, write_state};
+use super::{Sink, ddl, layout};
 use crate::change::table::{SourceTable, TableName, quote_identifier};
 use crate::failpoint::{Point, reach};
 use crate::failure::Failure;
@@ -74,13 +74,17 @@ impl Sink {
             if !found.is_empty() {
                 let state =
                     self.state_there(source, &name).await.map_err(|error| failed(&error, &doing))??;
+                let is_remade = self.first_copy == FirstCopy::Copied
+                    && self.changes.has_other_steps(&source.name)
+                    && state.is_some()
+                    && found.iter().any(|difference| difference.effect != Effect::Relaxes);
                 let is_copied = self.first_copy == FirstCopy::Copied
                     && state.as_ref().is_some_and(|s| !is_to_be_copied(s));
                 let found = self.not_tolerated(&source.name, state, found);
                 if found.is_empty() {
                     continue;
                 }
-                mismatches.push(Mismatch { table: name, found, is_copied });
+                mismatches.push(Mismatch { table: name, found, is_copied, is_remade });
             }
         }
         if mismatches.is_empty() { Ok(()) } else { Err(mismatch(&mismatches)) }
@@ -100,7 +104,7 @@ impl Sink {
         if matches!(claim, Claim::Theirs { .. }) {
             return Ok(claim.refuse(&source.name, name).map(|()| None));
         }
-        let known = read_state(client, &owner.uid, source).await?;
+        let known = read_state(client, owner.key(), source).await?;
         Ok(Ok(known.filter(|(written, _)| written == name).map(|(_, state)| state)))
     }
 
@@ -110,7 +114,8 @@ impl Sink {
         name: &TableName,
     ) -> Result<Vec<Difference>, Error> {
         let sink = read_table(&self.session.client, name).await?;
-        let found = sink.map_or_else(Vec::new, |sink| differences(source, &sink, &self.tables));
+        let mut found = sink.as_ref().map_or_else(Vec::new, |sink| differences(source, sink, &self.tables));
+        found.extend(sink.iter().flat_map(|sink| self.changes.not_carried_any_more(&source.name, sink)));
         if found.is_empty() {
             return type_differences(&self.session.client, source, &self.tables).await;
         }
@@ -138,20 +143,29 @@ impl Sink {
     ) -> Result<TableState, Failure> {
         let name = self.tables.sink_name(&source.name);
         let doing = format!("preparing the sink table {name}");
-        let Self { session, run, owner, tables, .. } = self;
+        let Self { session, run, owner, tables, changes, .. } = self;
         let transaction = fenced_ddl_transaction(session, run, &doing).await?;
         let error = |error: Error| preparation_failed(&error, &name, &doing);
-        let known = read_state(&transaction, &owner.uid, source).await.map_err(error)?;
+        let known = read_state(&transaction, owner.key(), source).await.map_err(error)?;
         let claim = ownership::read(&transaction, owner, &source.name, &name).await.map_err(error)?;
         claim.refuse(&source.name, &name)?;
         let exists = read_table(&transaction, &name).await.map_err(error)?.is_some();
         let (state, word) = match known {
             Some((sink, state))
-                if sink == name && exists && claim == Claim::Ours && state != TableState::Stale =>
+                if sink == name
+                    && exists
+                    && claim == Claim::Ours
+                    && state != TableState::Stale
+                    && !changes.has_other_steps(&source.name) =>
             {
+                if changes.notes_steps_anew(&source.name) {
+                    note_steps(&transaction, owner.key(), source).await.map_err(error)?;
+                    transaction.commit().await.map_err(error)?;
+                }
                 return Ok(state);
             }
-            // It goes somewhere else now, or one of the two tables was made anew, or the stream left changes out.
+            // It goes somewhere else now, or in another way, or one of the two tables was made anew, or the stream left
+            // changes out.
             Some(_) => (TableState::Stale, "stale"),
             None => (TableState::Copying, "copying"),
         };
@@ -161,7 +175,10 @@ impl Sink {
             refuse_rows(&transaction, &name).await.map_err(error)??;
         }
         ownership::claim(&transaction, owner, &source.name, &name).await.map_err(error)?;
-        write_state(&transaction, &owner.uid, source, &name, word).await.map_err(error)?;
+        layout::note(&transaction, owner.key(), &tables.live_name(&source.name), &name)
+            .await
+            .map_err(error)?;
+        write_state(&transaction, owner.key(), source, &name, word).await.map_err(error)?;
         reach(Point::BeforeTableMade)?;
         transaction.commit().await.map_err(error)?;
         reach(Point::AfterTableMade)?;
@@ -229,13 +246,16 @@ pub(super) struct Mismatch {
     pub(super) found: Vec<Difference>,
     /// This pipeline copied its rows, and does so again if it is dropped.
     pub(super) is_copied: bool,
+    /// The same, and its columns are to be others because its transforms are: nothing that it holds is worth an ALTER, and
+    /// what it holds may not go into the columns that are wanted.
+    pub(super) is_remade: bool,
 }
 
 impl Mismatch {
     /// Rows that were copied before the source's table changed may have other values now than any ALTER of the
     /// sink's would give them.
     fn is_about_values(&self) -> bool {
-        self.is_copied && self.found.iter().any(|difference| difference.is_about_values)
+        self.is_copied && !self.is_remade && self.found.iter().any(|difference| difference.is_about_values)
     }
 
     fn alter(&self) -> impl Iterator<Item = String> {
@@ -256,11 +276,16 @@ pub(super) fn mismatch(mismatches: &[Mismatch]) -> Failure {
     let told = || mismatches.iter().take(TABLES_TOLD_MAX);
     message.push_str("Run on the sink:");
     for mismatch in told() {
-        if mismatch.is_about_values() {
+        if mismatch.is_remade || mismatch.is_about_values() {
             let _infallible = write!(message, " DROP TABLE {};", mismatch.table.quoted());
         } else {
             message.extend(mismatch.alter());
         }
+    }
+    if told().any(|mismatch| mismatch.is_remade) {
+        message.push_str(
+            " A table that is dropped is made anew and copied again, as its transforms are by now. Keep what else it holds before.",
+        );
     }
     if told().any(Mismatch::is_about_values) {
         message.push_str(

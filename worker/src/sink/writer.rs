@@ -129,7 +129,7 @@ impl Writer {
             Ok(plan) => Ok(plan),
             Err(misfit) => {
                 let found = self.differences(&name, misfit).await.map_err(error)?;
-                Err(mismatch(&[Mismatch { table: name, found, is_copied: self.is_copied }]))
+                Err(mismatch(&[Mismatch { table: name, found, is_copied: self.is_copied, is_remade: false }]))
             }
         }
     }
@@ -200,8 +200,8 @@ impl Writer {
         self.settle(committed).await
     }
 
-    pub(super) fn uid(&self) -> &str {
-        &self.run.uid
+    pub(super) fn key(&self) -> &String {
+        self.run.key()
     }
 
     pub(super) fn shard(&self) -> i32 {
@@ -210,15 +210,6 @@ impl Writer {
 
     pub(super) fn epoch(&self) -> i64 {
         self.run.epoch
-    }
-
-    /// Whether a query has a row. A transaction that is open stays so.
-    pub(super) async fn look(
-        &self,
-        sql: &str,
-        parameters: &[&(dyn postgres_types::ToSql + Sync)],
-    ) -> Result<bool, Error> {
-        Ok(self.session.query_opt(sql, parameters).await?.is_some())
     }
 
     /// Changes one row of what is kept about tables, in the open transaction.
@@ -266,8 +257,9 @@ impl Writer {
     /// Both go out together; the fence is of no use if BEGIN fails, and does no harm. The source checked its deferrable
     /// constraints when a statement or the transaction ended, and no sooner.
     async fn take_fence(&self) -> Result<(), Failure> {
-        let Run { uid, shard, epoch, id, layout } = &self.run;
-        let parameters: [&(dyn postgres_types::ToSql + Sync); 5] = [uid, shard, epoch, &self.sequence, id];
+        let Run { lineage, shard, epoch, id, layout } = &self.run;
+        let parameters: [&(dyn postgres_types::ToSql + Sync); 5] =
+            [lineage.key(), shard, epoch, &self.sequence, id];
         let begin = self.session.batch_execute(
             "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE; SET LOCAL synchronous_commit = on; \
              SET CONSTRAINTS ALL DEFERRED",
@@ -346,11 +338,11 @@ impl Writer {
 
     async fn advance_and_commit(&self, checkpoint: &Checkpoint) -> Result<(), Failure> {
         let Checkpoint { position, end_lsn, sequence } = checkpoint;
-        let Run { uid, shard, epoch, .. } = &self.run;
+        let Run { lineage, shard, epoch, .. } = &self.run;
         let (commit_lsn, end) = (PgLsn::from(position.commit_lsn.0), PgLsn::from(end_lsn.0));
         let (xid, ordinal) = (i64::from(position.xid), position.ordinal.cast_signed());
         let parameters: [&(dyn postgres_types::ToSql + Sync); 9] =
-            [uid, shard, epoch, &self.sequence, sequence, &commit_lsn, &xid, &ordinal, &end];
+            [lineage.key(), shard, epoch, &self.sequence, sequence, &commit_lsn, &xid, &ordinal, &end];
         let moved = self
             .session
             .execute(&self.advance, &parameters)

@@ -87,6 +87,7 @@ mod tests {
             is_partitioned: false,
             foreign_key_peers: peers.iter().copied().map(RelationId).collect(),
             estimated_rows: 0,
+            steps: crate::change::Steps::default(),
         }
     }
 

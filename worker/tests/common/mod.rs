@@ -113,6 +113,13 @@ impl Rig {
         self.prepare(arguments)?.spawn().context("starting penstock-worker")
     }
 
+    /// The same with things that happen to it, in the words of `worker/src/failpoint.rs`.
+    pub fn spawn_with_failpoints(&self, arguments: &[&str], failpoints: &str) -> Result<Child> {
+        let mut command = self.prepare(arguments)?;
+        command.env("FAILPOINTS", failpoints).stdout(Stdio::piped()).stderr(Stdio::piped());
+        command.spawn().context("starting penstock-worker")
+    }
+
     fn prepare(&self, arguments: &[&str]) -> Result<Command> {
         let mut command = Command::new(env!("CARGO_BIN_EXE_penstock-worker"));
         command

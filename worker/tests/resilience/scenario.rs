@@ -155,11 +155,15 @@ impl Scenario {
             (Point::BeforeTableReady, "every table is copied"),
             (Point::AfterTableReady, "every table is copied"),
         ];
+        const NO_EXCHANGE: [(Point, &str); 2] =
+            [(Point::BeforeHold, "no tables are exchanged"), (Point::AtHold, "no tables are exchanged")];
         match self {
-            Self::Snapshot => [&NO_RANGES[..], &NO_DDL].concat(),
-            Self::TablesAdded => [&HAS_A_POSITION[..], &NO_DDL].concat(),
-            Self::Streaming | Self::LargeTransaction => [&NOTHING_IS_COPIED[..], &NO_DDL].concat(),
-            Self::Ddl => NOTHING_IS_COPIED.to_vec(),
+            Self::Snapshot => [&NO_RANGES[..], &NO_DDL, &NO_EXCHANGE].concat(),
+            Self::TablesAdded => [&HAS_A_POSITION[..], &NO_DDL, &NO_EXCHANGE].concat(),
+            Self::Streaming | Self::LargeTransaction => {
+                [&NOTHING_IS_COPIED[..], &NO_DDL, &NO_EXCHANGE].concat()
+            }
+            Self::Ddl => [&NOTHING_IS_COPIED[..], &NO_EXCHANGE].concat(),
         }
     }
 

@@ -2,13 +2,15 @@
 
 use std::time::Duration;
 
-use penstock_worker::sink::{Arrival, Barriers, Registration, Writer, open_at_barrier, register};
+use penstock_worker::sink::{
+    Arrival, BarrierId, BarrierKind, Barriers, LEASE, Registration, Writer, open_at_barrier, register,
+};
 
 use crate::support::*;
 
 async fn arrival(registration: &Registration) -> Arrival {
     for _ in 0..200 {
-        if let Some(arrival) = registration.arrivals().await.unwrap().remove(&0) {
+        if let Some(arrival) = registration.arrivals(&registration.lineage).await.unwrap().remove(&0) {
             return arrival;
         }
         tokio::time::sleep(Duration::from_millis(50)).await;
@@ -18,7 +20,14 @@ async fn arrival(registration: &Registration) -> Arrival {
 
 /// Registers a barrier, and comes to it with a sink that stands there.
 async fn come_to_a_barrier(database: &Database, writer: &mut Writer, sequence: i64) -> Registration {
-    let registration = register(&database.endpoint().await, &owner().uid).await.unwrap();
+    let registration = register(
+        &database.endpoint().await,
+        BarrierId::new(owner().lineage.key()),
+        BarrierKind::Comparison,
+        LEASE,
+    )
+    .await
+    .unwrap();
     writer.note_arrival(&registration.id).await.unwrap();
     writer.commit(&after(sequence)).await.unwrap();
     registration
@@ -78,10 +87,13 @@ async fn an_arrival_whose_run_did_not_live_to_announce_it_is_void() {
     let database = Database::with(CREATE_ID_AND_NOTE).await;
     let (sink, mut writer) = database.writer(&id_and_note()).await;
     let registration = come_to_a_barrier(&database, &mut writer, 1).await;
-    assert!(registration.arrivals().await.unwrap().is_empty(), "the run may still open its snapshot");
+    assert!(
+        registration.arrivals(&registration.lineage).await.unwrap().is_empty(),
+        "the run may still open its snapshot"
+    );
     drop((writer, sink));
     let (_next, _) = database.start(owner()).await;
-    let void = registration.arrivals().await.unwrap().remove(&0);
+    let void = registration.arrivals(&registration.lineage).await.unwrap().remove(&0);
     assert!(matches!(&void, Some(Arrival::Void(why)) if why.contains("ended at the barrier")), "{void:?}");
 }
 
@@ -90,14 +102,20 @@ async fn registering_removes_barriers_that_nobody_waits_for() {
     let database = Database::with(CREATE_ID_AND_NOTE).await;
     let (_sink, mut writer) = database.writer(&id_and_note()).await;
     writer.commit(&after(1)).await.unwrap();
-    let uid = owner().uid;
+    let uid = owner().lineage.key().clone();
     let left = "INSERT INTO penstock.barrier (uid, nonce, kind, expires_at) SELECT uid, gen_random_uuid(), 'comparison', now() - interval '1 s' FROM penstock.checkpoint";
     database.sql.run(left).await.unwrap();
-    let registration = register(&database.endpoint().await, &uid).await.unwrap();
+    let registration =
+        register(&database.endpoint().await, BarrierId::new(&uid), BarrierKind::Comparison, LEASE)
+            .await
+            .unwrap();
     let nonce = registration.id.nonce.to_string();
     assert_eq!(database.lines("SELECT nonce FROM penstock.barrier").await, [nonce]);
     registration.end().await.unwrap();
     assert_eq!(database.lines("SELECT nonce FROM penstock.barrier").await, [""; 0]);
-    let unknown = register(&database.endpoint().await, "another").await.unwrap_err();
+    let unknown =
+        register(&database.endpoint().await, BarrierId::new("another"), BarrierKind::Comparison, LEASE)
+            .await
+            .unwrap_err();
     assert!(unknown.message.contains("holds no state of the pipeline"), "{unknown}");
 }

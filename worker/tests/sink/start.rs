@@ -2,6 +2,7 @@
 
 use penstock_crds::report::Reason;
 use penstock_worker::change::SourceIdentity;
+use penstock_worker::lineage::Lineage;
 use penstock_worker::sink::{self, Owner, TableMap, TableState};
 
 use crate::support::*;
@@ -15,12 +16,12 @@ async fn many_workers_make_the_schema_at_once() {
     let database = Database::new().await;
     let starts = (0..12).map(|number| {
         let uid = format!("uid-{number}");
-        database.try_start(Owner { uid, ..owner() })
+        database.try_start(Owner { lineage: Lineage::first(uid), ..owner() })
     });
     for started in futures::future::join_all(starts).await {
         assert_eq!(started.unwrap().1.epoch, 1);
     }
-    assert_eq!(database.lines("SELECT version FROM penstock.version").await, ["1"]);
+    assert_eq!(database.lines("SELECT version FROM penstock.version").await, ["2"]);
     assert_eq!(database.value("SELECT count(*) FROM penstock.checkpoint").await, "12");
 }
 

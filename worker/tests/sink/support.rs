@@ -11,9 +11,10 @@ use penstock_worker::batch::{Operation, UpdateRow};
 use penstock_worker::change::table::{SourceColumn, SourceTable, TableName};
 use penstock_worker::change::{
     Checkpoint, ColumnType, Lsn, OldRow, Position, Relation, RelationColumn, RelationId, ReplicaIdentity,
-    Row, SourceIdentity, Value,
+    Row, SourceIdentity, Steps, Value,
 };
 use penstock_worker::failure::Failure;
+use penstock_worker::lineage::Lineage;
 use penstock_worker::postgres::{Credentials, End, Endpoint, EndpointFiles};
 use penstock_worker::sink::{self, FirstCopy, Owner, Sink, Started, TableMap, Writer};
 use tokio::sync::OnceCell;
@@ -99,7 +100,7 @@ impl Database {
 
 pub(crate) fn owner() -> Owner {
     Owner {
-        uid: "uid-a".into(),
+        lineage: Lineage::first("uid-a"),
         namespace: "shop".into(),
         name: "inventory".into(),
         revision: "r1".into(),
@@ -112,7 +113,7 @@ pub(crate) fn owner() -> Owner {
 }
 
 pub(crate) fn other_owner() -> Owner {
-    Owner { uid: "uid-b".into(), name: "other".into(), ..owner() }
+    Owner { lineage: Lineage::first("uid-b"), name: "other".into(), ..owner() }
 }
 
 pub(crate) fn source() -> SourceIdentity {
@@ -187,6 +188,7 @@ pub(crate) fn table(name: &str, columns: &[(&str, u32, &str)]) -> SourceTable {
                 is_not_null: Some(*name) == key.as_deref(),
                 constant_default: None,
                 generated: None,
+                is_masked: false,
             })
             .collect(),
         replica_identity: ReplicaIdentity::Default,
@@ -196,6 +198,7 @@ pub(crate) fn table(name: &str, columns: &[(&str, u32, &str)]) -> SourceTable {
         is_partitioned: false,
         foreign_key_peers: Vec::new(),
         estimated_rows: 0,
+        steps: Steps::default(),
     }
 }
 

@@ -10,7 +10,7 @@ use penstock_crds::names::ANNOTATION_COMPARE_SOURCE;
 use penstock_crds::report::Decisions;
 
 use super::config::compared_spec;
-use super::pod::{container, folder_arguments, pod_spec};
+use super::pod::{container, folder_arguments, mount_mask_keys, pod_spec};
 use super::{Manifest, labels, metadata};
 use crate::names::{ANNOTATION_DECISIONS, ANNOTATION_SPEC, Component};
 use crate::plan::PlanError;
@@ -39,6 +39,7 @@ pub(crate) fn comparison_job(
     container.termination_message_path = Some(TERMINATION_MESSAGE.into());
     container.resources.get_or_insert_with(default_resources);
     let mut pod = pod_spec(world, revision, container);
+    mount_mask_keys(&mut pod, revision);
     pod.restart_policy = Some("Never".into());
     // It has nothing to finish: its snapshots go with its connections, and a slot that is not made yet is ended.
     pod.termination_grace_period_seconds = Some(10);

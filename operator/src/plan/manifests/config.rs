@@ -84,6 +84,7 @@ fn worker_spec(spec: &CdcPipelineSpec, revision: &KnownRevision) -> CdcPipelineS
     spec.deletion_policy = penstock_crds::spec::DeletionPolicy::default();
     spec.source_comparison = penstock_crds::comparison::SourceComparison::default();
     spec.source.postgres.tables.clone_from(&data.tables);
+    spec.transforms.clone_from(&data.transforms);
     spec.sink.postgres.schema_map.clone_from(&data.schema_map);
     spec.worker = Worker {
         image: Some(revision.minted.image.clone()),

@@ -7,9 +7,11 @@ use k8s_openapi::api::core::v1::{
 };
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use penstock_crds::connection::PostgresConnection;
-use penstock_crds::names::{DIR_CONFIG, DIR_CREDENTIALS, DIR_TLS};
+use penstock_crds::names::{DIR_CONFIG, DIR_CREDENTIALS, DIR_MASK_KEYS, DIR_TLS};
+use penstock_crds::transform::key_secrets;
 
 use crate::names;
+use crate::plan::MASK_KEYS;
 use crate::world::{KnownRevision, World};
 
 /// User and group of the worker's image.
@@ -133,6 +135,18 @@ fn volume_mounts(world: &World) -> Vec<VolumeMount> {
         }
     }
     mounts
+}
+
+/// Mounts the keys of the revision's masks into a pod that reads rows.
+pub(super) fn mount_mask_keys(pod: &mut PodSpec, revision: &KnownRevision) {
+    for (number, secret) in key_secrets(&revision.minted.data.transforms).into_iter().enumerate() {
+        let volume = format!("mask-key-{number}");
+        pod.volumes.get_or_insert_default().push(secret_volume(&volume, secret, &MASK_KEYS));
+        for container in &mut pod.containers {
+            let mounts = container.volume_mounts.get_or_insert_default();
+            mounts.push(read_only(&volume, format!("{DIR_MASK_KEYS}/{secret}")));
+        }
+    }
 }
 
 /// A volume with some keys of a Secret.

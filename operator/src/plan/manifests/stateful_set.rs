@@ -16,7 +16,7 @@ use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use penstock_crds::names::{DIR_CONTROL, DIR_STATE, LABEL_UID, PORT_CONTROL, PORT_HEALTH};
 
 use super::config::made_from;
-use super::pod::{container, folder_arguments, pod_spec, read_only, secret_volume};
+use super::pod::{container, folder_arguments, mount_mask_keys, pod_spec, read_only, secret_volume};
 use super::{Manifest, labels, metadata};
 use crate::names::{self, ANNOTATION_MANIFEST, Component, LABEL_POD_INDEX};
 use crate::plan::PlanError;
@@ -89,6 +89,7 @@ fn pod_template(world: &World, revision: &KnownRevision) -> Result<PodTemplateSp
 fn worker_pod(world: &World, revision: &KnownRevision) -> PodSpec {
     let selector = names::worker_selector(world.name(), Some(&revision.name));
     let mut spec = pod_spec(world, revision, worker_container(world, revision));
+    mount_mask_keys(&mut spec, revision);
     spec.volumes.get_or_insert_default().push(secret_volume(
         CONTROL,
         &names::control_secret(world.name()),

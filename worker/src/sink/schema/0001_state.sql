@@ -66,6 +66,8 @@ CREATE TABLE penstock.table_state (
     shape         text,
     -- Columns of it that the sink does not have: rows were written without them.
     left_out      text[]      NOT NULL DEFAULT '{}',
+    -- What was done to the rows on their way (transforms), as JSON; empty: nothing.
+    steps         text        NOT NULL DEFAULT '',
     updated_at    timestamptz NOT NULL DEFAULT now(),
     PRIMARY KEY (uid, source_schema, source_table)
 );

@@ -74,6 +74,7 @@ fn column(attribute: Attribute, resolved: Resolved) -> SourceColumn {
         is_not_null: attribute.is_not_null || resolved.is_not_null,
         constant_default: default.and_then(|default| constant_default(&default, is_made)),
         generated,
+        is_masked: false,
     }
 }
 

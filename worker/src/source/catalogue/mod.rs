@@ -11,8 +11,8 @@ use tokio_postgres::Client;
 pub(super) use tables::{FoundTable, find_tables, tables_of};
 
 use super::error::SourceError;
-use crate::change::RelationId;
 use crate::change::table::SourceTable;
+use crate::change::{RelationId, Steps};
 
 /// Describes the tables that were found: columns, types, identity, foreign keys.
 pub(super) async fn describe(client: &Client, found: &[FoundTable]) -> Result<Vec<SourceTable>, SourceError> {
@@ -35,6 +35,7 @@ pub(super) async fn describe(client: &Client, found: &[FoundTable]) -> Result<Ve
             is_partitioned: table.is_partitioned,
             foreign_key_peers: peers.remove(&table.id).unwrap_or_default(),
             estimated_rows: tables::estimate_rows(client, found, table).await?,
+            steps: Steps::default(),
         });
     }
     Ok(tables)
