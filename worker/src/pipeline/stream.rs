@@ -55,13 +55,8 @@ pub(super) async fn stream(context: Context<'_>, ready: Ready) -> Result<Ended, 
     let slot = SlotName::of_later_copy(&fenced.started.names_uid, settings.shard);
     let range_reader = source::spawn_range_reader(settings.pipeline.source.clone(), slot);
     let ranges = Ranges::new(range_reader, ranges);
-    let recorded = fenced.sink.recorded().await?;
     let own: Vec<TableName> = assigned.tables.iter().map(|table| table.name.clone()).collect();
-    let known: HashMap<RelationId, TableShape> = recorded
-        .into_iter()
-        .filter(|(name, recorded)| own.contains(name) && recorded.is_followed)
-        .map(|(_, recorded)| (recorded.source, recorded.shape))
-        .collect();
+    let known = followed_shapes(&fenced, &own).await?;
     let (announce, announced) = mpsc::unbounded_channel();
     let shapes = ShapeKeeper::new(context, known.clone(), Arc::clone(&transforms), announced);
     let mut applier = Applier::new(ends, (checkpoint, from.start), tables, ranges, shapes, &bounds(context));
@@ -106,6 +101,16 @@ pub(super) async fn stream(context: Context<'_>, ready: Ready) -> Result<Ended, 
 async fn is_mark_behind(fenced: &Fenced) -> Result<bool, Failure> {
     let marked = fenced.started.heartbeat.map_or(Lsn(0), |mark| mark.commit_lsn);
     Ok(fenced.sink.holds().await? > marked)
+}
+
+/// The shapes of the tables that are followed, as their rows are in the sink.
+async fn followed_shapes(
+    fenced: &Fenced,
+    own: &[TableName],
+) -> Result<HashMap<RelationId, TableShape>, Failure> {
+    let recorded = fenced.sink.recorded().await?;
+    let followed = recorded.into_iter().filter(|(name, recorded)| own.contains(name) && recorded.is_followed);
+    Ok(followed.map(|(_, recorded)| (recorded.source, recorded.shape)).collect())
 }
 
 fn bounds(context: Context<'_>) -> Bounds {
