@@ -36,9 +36,10 @@ pub enum Outcome {
 /// Nothing was exchanged; the message says why. `SinkUnreachable`: nobody knows.
 pub async fn promote(pipeline: &Pipeline, request: &Request, hold_max: Duration) -> Result<Outcome, Failure> {
     let hold = (BarrierId::new(pipeline.lineage.uid()), hold_max);
-    let (stable, canary) = sides(pipeline, Role::Canary).await?;
+    let (stable, canary) = sides(pipeline, Role::Canary, Role::Previous).await?;
     let exchange = Exchange {
         rises: pipeline.lineage.clone(),
+        is: Role::Canary,
         falls: lineage_of(pipeline, &stable.key),
         becomes: Role::Previous,
     };
@@ -49,15 +50,15 @@ pub async fn promote(pipeline: &Pipeline, request: &Request, hold_max: Duration)
         );
         return Err(Failure::new(Reason::ManifestInvalid, message));
     }
-    // What hangs on the tables is known before anything takes long.
-    sink::Prepared::look(&pipeline.sink, exchange.clone()).await?;
+    // What is exchanged, and what hangs on it, is known before anything takes long: no other tables than those that are compared.
+    let prepared = sink::Prepared::look(&pipeline.sink, exchange).await?;
     let since = Since::begin(pipeline, request, (&stable, &canary), &hold.0).await?;
     let compared = compare::compare_revisions(pipeline, request).await?;
     if compared.verdict != Verdict::Equal {
         return Ok(Outcome::NotEqual(Box::new(compared)));
     }
     reach(Point::BeforeHold)?;
-    at_hold(pipeline, hold, exchange, async || since.compare(pipeline, request).await.map(Some)).await
+    at_hold(pipeline, hold, prepared, async || since.compare(pipeline, request).await.map(Some)).await
 }
 
 /// Gives the tables back to the lineage that was stable before.
@@ -65,19 +66,33 @@ pub async fn promote(pipeline: &Pipeline, request: &Request, hold_max: Duration)
 /// # Errors
 /// As [`promote`].
 pub async fn roll_back(pipeline: &Pipeline, hold_max: Duration) -> Result<Outcome, Failure> {
-    let (stable, previous) = sides(pipeline, Role::Previous).await?;
+    let (stable, previous) = sides(pipeline, Role::Previous, Role::Canary).await?;
     let exchange = Exchange {
         rises: lineage_of(pipeline, &previous.key),
+        is: Role::Previous,
         falls: lineage_of(pipeline, &stable.key),
         becomes: Role::Canary,
     };
     let hold = (BarrierId::new(pipeline.lineage.uid()), hold_max);
-    at_hold(pipeline, hold, exchange, async || Ok(None)).await
+    let prepared = sink::Prepared::look(&pipeline.sink, exchange).await?;
+    at_hold(pipeline, hold, prepared, async || Ok(None)).await
 }
 
 /// The stable lineage, and the one that is to rise.
-async fn sides(pipeline: &Pipeline, rising: Role) -> Result<(LineageFacts, LineageFacts), Failure> {
+async fn sides(
+    pipeline: &Pipeline,
+    rising: Role,
+    becomes: Role,
+) -> Result<(LineageFacts, LineageFacts), Failure> {
     let lineages = sink::lineages_of(&pipeline.sink, pipeline.lineage.uid()).await?;
+    if let Some(other) = lineages.iter().find(|lineage| lineage.role == becomes) {
+        let message = format!(
+            "The pipeline has a {} lineage already ({}), and the stable one would be another. Remove it first: penstock-worker clean-up --{0}.",
+            becomes.word(),
+            other.key
+        );
+        return Err(Failure::new(Reason::ManifestInvalid, message));
+    }
     let of = |role: Role| {
         lineages.iter().find(|lineage| lineage.role == role).cloned().ok_or_else(|| {
             let message = format!(
@@ -102,14 +117,13 @@ fn lineage_of(pipeline: &Pipeline, key: &str) -> Lineage {
 async fn at_hold(
     pipeline: &Pipeline,
     (hold, hold_max): (BarrierId, Duration),
-    exchange: Exchange,
+    prepared: sink::Prepared,
     compare: impl AsyncFnOnce() -> Result<Option<Comparison>, Failure>,
 ) -> Result<Outcome, Failure> {
     let began = Instant::now();
     let mut different = None;
     let mut compared_again = 0;
     let carried_out = async {
-        let prepared = sink::Prepared::look(&pipeline.sink, exchange).await?;
         wait_at_hold(pipeline, (&hold, hold_max), &prepared).await?;
         if let Some(compared) = compare().await? {
             compared_again = compared.tables.iter().map(|table| table.changed_rows).sum();
@@ -124,7 +138,10 @@ async fn at_hold(
     };
     let ended = carried_out.await;
     // The shards go on at once; and an exchange whose answer was lost has happened.
-    let end = sink::outcome_of(&pipeline.sink, &hold).await?;
+    let end = match ended {
+        Ok(HoldEnd::Promoted) => HoldEnd::Promoted,
+        Ok(HoldEnd::Aborted) | Err(_) => sink::outcome_of(&pipeline.sink, &hold).await?,
+    };
     match (end, different, ended) {
         (HoldEnd::Promoted, _, _) => {
             let ms = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);

@@ -23,6 +23,9 @@ use crate::postgres::{Endpoint, Session};
 
 /// Prefix of the messages.
 pub const BARRIER_PREFIX: &str = "penstock-barrier";
+/// Removes barriers that nobody waits for. What became of an exchange is kept for longer than anybody may ask.
+pub(super) const FORGET_BARRIERS: &str = "DELETE FROM penstock.barrier WHERE expires_at < pg_catalog.now() \
+    AND (outcome IS DISTINCT FROM 'promoted' OR expires_at < pg_catalog.now() - '1 day'::pg_catalog.interval)";
 /// Past it without a word nobody waits for the shards any more.
 pub const LEASE: Duration = Duration::from_secs(30);
 const RENEW_EVERY: Duration = Duration::from_secs(10);
@@ -138,7 +141,7 @@ pub async fn register(
         return Err(Failure::new(Reason::ManifestInvalid, message));
     };
     let write = async {
-        session.execute("DELETE FROM penstock.barrier WHERE expires_at < pg_catalog.now()", &[]).await?;
+        session.execute(FORGET_BARRIERS, &[]).await?;
         let sql = "INSERT INTO penstock.barrier (uid, nonce, kind, expires_at) \
                    VALUES ($1, $2::pg_catalog.text::pg_catalog.uuid, $3, pg_catalog.clock_timestamp() + pg_catalog.make_interval(secs => $4))";
         session.execute(sql, &[&id.uid, &id.nonce.to_string(), &kind.word(), &lease.as_secs_f64()]).await

@@ -79,6 +79,10 @@ async fn remove(session: &mut Session, uid: &str) -> Result<(), Error> {
         drop_tables_beside(&transaction, uid).await?;
     }
     for table in TABLES {
+        // A schema of before has fewer.
+        if !has_table(&transaction, table).await? {
+            continue;
+        }
         let owner = match table {
             "adoption" => "adopted_by",
             "layout" | "lineage" => "key",
@@ -97,15 +101,19 @@ async fn remove(session: &mut Session, uid: &str) -> Result<(), Error> {
 }
 
 async fn is_empty(transaction: &Transaction<'_>) -> Result<bool, Error> {
-    let looks = TABLES.map(|table| format!("EXISTS (SELECT FROM penstock.{table})")).join(" OR ");
-    let has_rows: bool = transaction.query_one(&format!("SELECT {looks}"), &[]).await?.try_get(0)?;
-    Ok(!has_rows)
+    for table in TABLES {
+        let look = format!("SELECT EXISTS (SELECT FROM penstock.{table})");
+        if has_table(transaction, table).await? && transaction.query_one(&look, &[]).await?.try_get(0)? {
+            return Ok(false);
+        }
+    }
+    Ok(true)
 }
 
 /// Only what is ours: a schema with something else in it stays.
 async fn drop_schema(transaction: &Transaction<'_>) -> Result<(), Error> {
     for table in TABLES.into_iter().chain(["version"]) {
-        transaction.batch_execute(&format!("DROP TABLE penstock.{table}")).await?;
+        transaction.batch_execute(&format!("DROP TABLE IF EXISTS penstock.{table}")).await?;
     }
     let sql = "SELECT EXISTS (SELECT FROM pg_catalog.pg_depend \
                               WHERE refclassid = 'pg_catalog.pg_namespace'::pg_catalog.regclass \

@@ -16,6 +16,8 @@ pub(super) struct Dependents {
     /// Statements for the transaction that exchanges the tables, once others have their names: views, owners, grants,
     /// comments.
     pub(super) to_follow: Vec<String>,
+    /// Statements that lock what is replaced, before the tables are locked.
+    pub(super) to_lock: Vec<String>,
     /// Of everything that was looked at: another one, when anything of it has changed.
     pub(super) fingerprint: String,
 }
@@ -25,11 +27,19 @@ pub(super) type Replaced<'a> = (&'a TableName, Option<&'a str>);
 
 /// What hangs on these tables.
 pub(super) async fn read(client: &impl GenericClient, tables: &[Replaced<'_>]) -> Result<Dependents, Error> {
-    let sql = format!("SELECT is_obstacle, text FROM ({}) AS found ORDER BY place, text", inventory(tables));
+    let sql = format!(
+        "SELECT is_obstacle, text, place = 0 FROM ({}) AS found ORDER BY place, text",
+        inventory(tables)
+    );
     let mut dependents = Dependents::default();
     for row in client.query(&sql, &[]).await? {
-        let (is_obstacle, text): (bool, String) = (row.try_get(0)?, row.try_get(1)?);
-        if is_obstacle { dependents.obstacles.push(text) } else { dependents.to_follow.push(text) }
+        let (is_obstacle, text, is_lock): (bool, String, bool) =
+            (row.try_get(0)?, row.try_get(1)?, row.try_get(2)?);
+        match (is_obstacle, is_lock) {
+            (true, _) => dependents.obstacles.push(text),
+            (false, true) => dependents.to_lock.push(text),
+            (false, false) => dependents.to_follow.push(text),
+        }
     }
     dependents.fingerprint = client.query_one(&fingerprint(tables), &[]).await?.try_get(0)?;
     Ok(dependents)

@@ -79,16 +79,31 @@ SELECT 1, true, pg_catalog.format('the role %I may not act as the owner of %s, w
 FROM (SELECT name, relowner FROM live UNION ALL SELECT name, relowner FROM view) AS owned
 WHERE NOT pg_catalog.pg_has_role(relowner, 'USAGE')
 UNION ALL
-SELECT 2, false, pg_catalog.format('ALTER TABLE %s OWNER TO %I', name, pg_catalog.pg_get_userbyid(relowner)) FROM live
-WHERE rising IS NOT NULL AND relowner <> (SELECT oid FROM pg_catalog.pg_roles WHERE rolname = current_user)
+SELECT 0, false, pg_catalog.format('LOCK TABLE %s IN ACCESS EXCLUSIVE MODE', name) FROM view
+UNION ALL
+-- What belongs to the table, is not made by itself, and has nothing of its own in pg_depend.
+SELECT 1, true, pg_catalog.format('%s has another replica identity than %s', rising.name, live_name)
+FROM rising JOIN pg_catalog.pg_class AS was ON was.oid = rising.live JOIN pg_catalog.pg_class AS is_now ON is_now.oid = rising.oid
+WHERE was.relreplident <> is_now.relreplident
+UNION ALL
+SELECT DISTINCT 1, true, pg_catalog.format('%s has a security label', name) FROM live
+JOIN pg_catalog.pg_seclabel AS l ON l.classoid = 'pg_catalog.pg_class'::pg_catalog.regclass AND l.objoid = live.oid
+UNION ALL
+SELECT 1, true, pg_catalog.format('%s has no computed column like %I of %s', rising.name, a.attname, live_name)
+FROM rising JOIN pg_catalog.pg_attribute AS a ON a.attrelid = rising.live AND a.attgenerated <> '' AND NOT a.attisdropped
+WHERE NOT EXISTS (SELECT FROM pg_catalog.pg_attribute AS o
+                  WHERE o.attrelid = rising.oid AND o.attname = a.attname AND o.attgenerated = a.attgenerated)
+UNION ALL
+SELECT 3, false, pg_catalog.format('ALTER TABLE %s OWNER TO %I', live_name, pg_catalog.pg_get_userbyid(live.relowner))
+FROM rising JOIN live ON live.oid = rising.live WHERE live.relowner <> rising.relowner
 UNION ALL
 -- What was granted on it when it had the name before.
-SELECT DISTINCT 3, false, pg_catalog.format('REVOKE ALL ON TABLE %s FROM %s CASCADE', live_name,
+SELECT DISTINCT 2, false, pg_catalog.format('REVOKE ALL ON TABLE %s FROM %s CASCADE', live_name,
                                    CASE WHEN grantee = 0 THEN 'PUBLIC' ELSE pg_catalog.quote_ident(pg_catalog.pg_get_userbyid(grantee)) END)
 FROM rising, LATERAL (
     SELECT grantee FROM pg_catalog.aclexplode(rising.relacl)
     UNION SELECT (pg_catalog.aclexplode(a.attacl)).grantee FROM pg_catalog.pg_attribute AS a WHERE a.attrelid = rising.oid) AS granted
-WHERE grantee <> rising.relowner
+WHERE grantee NOT IN (rising.relowner, (SELECT live.relowner FROM live WHERE live.oid = rising.live))
 UNION ALL
 SELECT 4, false, pg_catalog.format('GRANT %s ON TABLE %s TO %s%s', privilege_type, name,
                                    CASE WHEN grantee = 0 THEN 'PUBLIC' ELSE pg_catalog.quote_ident(pg_catalog.pg_get_userbyid(grantee)) END,

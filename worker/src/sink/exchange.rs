@@ -22,6 +22,11 @@ use crate::postgres::{Endpoint, Session};
 
 /// How long readers may wait for one attempt: for its locks, and for what it does with them.
 const ATTEMPT_MAX_MS: u32 = 1_000;
+/// How long it waits for one lock that readers queue behind. Less than PostgreSQL's `deadlock_timeout`: where it and a reader
+/// wait for each other, it is the one to give up.
+const LOCK_MAX_MS: u32 = 300;
+/// How long it waits for autovacuum to give way, which takes it as long as `deadlock_timeout`. Readers do not wait meanwhile.
+const GIVE_WAY_MAX_MS: u32 = 3_000;
 /// Between two attempts at one hold.
 const AGAIN_AFTER: Duration = Duration::from_millis(50);
 const DOING: &str = "exchanging tables";
@@ -31,6 +36,8 @@ const DOING: &str = "exchanging tables";
 pub struct Exchange {
     /// It gets the tables that readers know.
     pub rises: Lineage,
+    /// What it is until then.
+    pub is: Role,
     /// It has them.
     pub falls: Lineage,
     /// What that one is afterwards.
@@ -67,6 +74,14 @@ impl Prepared {
     pub async fn look(endpoint: &Endpoint, exchange: Exchange) -> Result<Self, Failure> {
         let session = session::open(endpoint, "penstock exchange", Purpose::Control).await?;
         let (tables, listed) = read_tables(&session, &exchange).await?;
+        if let Some(table) = tables.iter().find(|table| !table.falls || table.rises_from.is_none()) {
+            let message = format!(
+                "The table {} is one that only one of the two revisions has. Tables are exchanged only where both have the same ones, under \
+                 the same names.",
+                table.live
+            );
+            return Err(Failure::new(Reason::SinkTableMismatch, message));
+        }
         let dependents = dependents::read(&session.client, &replaced(&tables))
             .await
             .map_err(|error| failed(&error, DOING))?;
@@ -130,12 +145,12 @@ impl Prepared {
 
     /// Everything in one message: no round trip lies between the first lock and the commit.
     fn script(&self, hold: &BarrierId) -> String {
-        let Self { exchange: Exchange { rises, falls, becomes }, tables, dependents, .. } = self;
+        let Self { exchange: Exchange { rises, falls, becomes, .. }, tables, dependents, .. } = self;
         let live = |wanted: fn(&Exchanged) -> bool| tables.iter().filter(move |table| wanted(table));
         let mut sql = vec![
             "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE".to_owned(),
             format!(
-                "SET LOCAL lock_timeout = '{ATTEMPT_MAX_MS}ms'; SET LOCAL statement_timeout = '{ATTEMPT_MAX_MS}ms'; \
+                "SET LOCAL lock_timeout = '{GIVE_WAY_MAX_MS}ms'; SET LOCAL statement_timeout = '{GIVE_WAY_MAX_MS}ms'; \
                  SET LOCAL idle_in_transaction_session_timeout = '{ATTEMPT_MAX_MS}ms'; SET LOCAL synchronous_commit = on"
             ),
             // First, and in this order, as every transaction of a worker does.
@@ -158,10 +173,19 @@ impl Prepared {
             .chain(tables.iter().filter_map(|table| Some(table.rises_from.as_ref()?.quoted())))
             .collect();
         locked.sort();
-        // Autovacuum gives way to the first, and would come again between two attempts at the second.
-        for mode in ["SHARE UPDATE EXCLUSIVE", "ACCESS EXCLUSIVE"] {
-            sql.extend(locked.iter().map(|table| format!("LOCK TABLE ONLY {table} IN {mode} MODE")));
-        }
+        let lock =
+            |mode: &'static str| move |table: &String| format!("LOCK TABLE ONLY {table} IN {mode} MODE");
+        // Autovacuum gives way to these, which readers do not wait for, and comes no more.
+        sql.extend(locked.iter().map(lock("SHARE UPDATE EXCLUSIVE")));
+        sql.push(format!(
+            "SET LOCAL lock_timeout = '{LOCK_MAX_MS}ms'; SET LOCAL statement_timeout = '{ATTEMPT_MAX_MS}ms'; \
+             SELECT pg_catalog.set_config('penstock.began', pg_catalog.clock_timestamp()::pg_catalog.text, true)"
+        ));
+        // Views first: a reader has the lock of the view when it asks for that of the table.
+        sql.extend(dependents.to_lock.iter().cloned());
+        sql.extend(locked.iter().map(lock("ACCESS EXCLUSIVE")));
+        // What came before the locks were there is seen now.
+        sql.push(self.checks_under_lock(hold));
         let moved = |table: &str, schema: &str| {
             format!("ALTER TABLE {table} SET SCHEMA {}", quote_identifier(schema))
         };
@@ -194,23 +218,33 @@ impl Prepared {
             quote_literal(rises.key()),
             quote_literal(falls.key())
         ));
+        sql.push(in_time(hold));
         sql.push("COMMIT".to_owned());
         sql.join(";\n")
     }
 
     /// Raises an exception unless everything is as it was looked at, every shard waits at the hold, and nobody gave it up.
     fn checks(&self, hold: &BarrierId) -> String {
-        let Self { exchange: Exchange { rises, falls, .. }, tables, listed, dependents } = self;
+        let Self { exchange: Exchange { rises, is, falls, .. }, listed, .. } = self;
         let body = CHECKS
             .replace("{uid}", &quote_literal(&hold.uid))
             .replace("{nonce}", &quote_literal(&hold.nonce.to_string()))
             .replace("{rises}", &quote_literal(rises.key()))
             .replace("{falls}", &quote_literal(falls.key()))
-            .replace("{fingerprint}", &quote_literal(&dependents.fingerprint))
+            .replace("{is}", &quote_literal(is.word()))
             .replace("{tables}", &quote_literal(listed))
-            .replace("{list}", &list_sql(&self.exchange))
-            .replace("{look}", &dependents::fingerprint(&replaced(tables)));
+            .replace("{list}", &list_sql(&self.exchange));
         format!("DO {}", quote_literal(&body))
+    }
+
+    /// Raises an exception if what hangs on the tables is not what was looked at, or readers have waited too long.
+    fn checks_under_lock(&self, hold: &BarrierId) -> String {
+        let body = format!(
+            "BEGIN IF ({}) IS DISTINCT FROM {} THEN RAISE EXCEPTION 'what hangs on the tables has changed'; END IF; END",
+            dependents::fingerprint(&replaced(&self.tables)),
+            quote_literal(&self.dependents.fingerprint)
+        );
+        format!("DO {};\n{}", quote_literal(&body), in_time(hold))
     }
 
     /// Where a table is from now on, for both sides. The one that falls makes room first.
@@ -254,6 +288,19 @@ impl Prepared {
 fn replaced(tables: &[Exchanged]) -> Vec<Replaced<'_>> {
     let falling = tables.iter().filter(|table| table.falls);
     falling.map(|table| (&table.live, table.rises_from.as_ref().map(|from| from.schema.as_str()))).collect()
+}
+
+/// Raises what the next attempt may not meet, if this one has kept readers, or the shards, waiting for too long.
+fn in_time(hold: &BarrierId) -> String {
+    let body = format!(
+        "BEGIN IF pg_catalog.clock_timestamp() - pg_catalog.current_setting('penstock.began')::pg_catalog.timestamptz \
+             > '{ATTEMPT_MAX_MS} ms'::pg_catalog.interval OR EXISTS (SELECT FROM penstock.barrier \
+             WHERE uid = {} AND nonce = {} AND expires_at < pg_catalog.clock_timestamp()) \
+         THEN RAISE EXCEPTION 'readers have waited for too long' USING ERRCODE = 'lock_not_available'; END IF; END",
+        quote_literal(&hold.uid),
+        quote_literal(&hold.nonce.to_string())
+    );
+    format!("DO {}", quote_literal(&body))
 }
 
 /// A schema that somebody put something else into stays.
@@ -300,10 +347,9 @@ const CHECKS: &str = "BEGIN
        OR EXISTS (SELECT uid FROM penstock.checkpoint WHERE uid IN ({rises}, {falls}) GROUP BY uid HAVING count(*) <> max(shards))
        THEN RAISE EXCEPTION 'a shard does not wait at the hold'; END IF;
     IF (SELECT pg_catalog.count(*) FROM penstock.lineage
-        WHERE (key = {falls} AND role = 'stable') OR (key = {rises} AND role <> 'stable')) <> 2
+        WHERE (key = {falls} AND role = 'stable') OR (key = {rises} AND role = {is})) <> 2
        THEN RAISE EXCEPTION 'the lineages have other roles by now'; END IF;
     IF ({list}) IS DISTINCT FROM {tables} THEN RAISE EXCEPTION 'the tables are others by now'; END IF;
-    IF ({look}) IS DISTINCT FROM {fingerprint} THEN RAISE EXCEPTION 'what hangs on the tables has changed'; END IF;
 END";
 
 /// The tables of both sides, and what is kept about them as one text.
@@ -346,7 +392,7 @@ async fn read_tables(session: &Session, exchange: &Exchange) -> Result<(Vec<Exch
 
 fn list_sql(exchange: &Exchange) -> String {
     format!(
-        "SELECT pg_catalog.string_agg(pg_catalog.concat_ws(' ', uid = {}, state = 'ready', sink_schema, sink_table), ', ' \
+        "SELECT pg_catalog.string_agg(pg_catalog.concat_ws(' ', uid = {}, state = 'ready', ready_lsn, sink_oid, sink_schema, sink_table), ', ' \
              ORDER BY uid, sink_schema COLLATE pg_catalog.\"C\", sink_table COLLATE pg_catalog.\"C\") \
          FROM penstock.table_state WHERE uid IN ({0}, {})",
         quote_literal(exchange.rises.key()),

@@ -55,6 +55,15 @@ fn retired(key: &str) -> Failure {
     Failure::new(Reason::Superseded, message)
 }
 
+/// The previous lineage is the way back as long as it does what it did.
+pub(super) fn kept_for_the_way_back(key: &str, was: &str, is: &str) -> Failure {
+    let message = format!(
+        "{key} was promoted over, and is the way back as revision {was}; revision {is} would change that. Run the manifest of {was} in \
+         its place, and the promoted one with --canary; or roll back first."
+    );
+    Failure::new(Reason::ManifestInvalid, message)
+}
+
 /// A pipeline has one stable lineage, and at most one canary.
 fn role_of_a_new_one(lineage: &Lineage, others: &[(String, Role)]) -> Result<Role, Failure> {
     let refuse = |message: String| Err(Failure::new(Reason::ManifestInvalid, message));

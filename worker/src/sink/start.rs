@@ -5,6 +5,7 @@ use penstock_crds::spec::SessionReplicationRole;
 use postgres_types::PgLsn;
 use tokio_postgres::{Row, Transaction};
 
+use super::barrier_registry::FORGET_BARRIERS;
 use super::error::{failed, fenced};
 use super::layout::{Layout, Role};
 use super::owner::{Owner, TableMap};
@@ -72,7 +73,7 @@ pub async fn start(
         .await
         .map_err(|error| failed(&error, "naming the session"))?;
     session
-        .execute("DELETE FROM penstock.barrier WHERE expires_at < pg_catalog.now()", &[])
+        .execute(FORGET_BARRIERS, &[])
         .await
         .map_err(|error| failed(&error, "removing barriers that nobody waits for"))?;
     let first_copy = FirstCopy::Copied;
@@ -151,6 +152,9 @@ async fn take_fence(
     let row = found.ok_or_else(|| fenced("the state of the pipeline was removed while this run began"))?;
     // The row is locked: nobody exchanges tables from here on.
     let role = lineages::enter(&transaction, &owner.lineage).await?;
+    if role == Role::Previous && row.revision != owner.revision {
+        return Err(lineages::kept_for_the_way_back(owner.lineage.key(), &row.revision, &owner.revision));
+    }
     row.check(owner, sink)?;
     if let Err(failure) = row.recognise(source) {
         let shard = (owner.key(), i32::from(owner.shard));
@@ -275,6 +279,7 @@ async fn make_row(
 ) -> Result<(), Failure> {
     let doing = "making the checkpoint";
     if let Some(old) = &owner.adopt
+        && owner.lineage.begun_by().is_none()
         && adopt(transaction, owner, old).await?
     {
         return Ok(());

@@ -8,7 +8,7 @@ use penstock_worker::failpoint::Point;
 use serde_json::json;
 
 use crate::common::{Rig, Worker};
-use crate::stage::{ALL_SUMS, Load, Reader, SCHEMA, STREAMING, Stage};
+use crate::stage::{ALL_SUMS, ALL_SUMS_THROUGH_VIEWS, Load, Reader, SCHEMA, STREAMING, Stage};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_canary_is_promoted_and_rolled_back_under_load_and_readers_see_nothing_of_it() -> Result<()> {
@@ -16,7 +16,13 @@ async fn a_canary_is_promoted_and_rolled_back_under_load_and_readers_see_nothing
     ensure!(stage.shadow.starts_with("penstock_") && stage.shadow.ends_with("_public"), "{}", stage.shadow);
     let first = stage.stable_key().await?;
     let load = Load::start(&stage.rig).await?;
+    stage
+        .rig
+        .on_sink("CREATE VIEW through AS SELECT * FROM accounts; CREATE VIEW lines AS SELECT * FROM journal")
+        .await?;
     let reader = Reader::start(&stage.rig, ALL_SUMS).await?;
+    let through_views = [(); 3].map(|()| Reader::start(&stage.rig, ALL_SUMS_THROUGH_VIEWS));
+    let through_views = futures::future::try_join_all(through_views).await?;
     for round in 1..=3 {
         println!("round {round}: {}", stage.must(&["promote"])?.trim());
         ensure!(stage.stable_key().await? != first, "round {round}: not promoted");
@@ -26,6 +32,9 @@ async fn a_canary_is_promoted_and_rolled_back_under_load_and_readers_see_nothing
     load.stop().await?;
     let looks = reader.stop().await?;
     ensure!(looks > 100, "only {looks} looks");
+    for reader in through_views {
+        reader.stop().await?;
+    }
     stage.assert_both_equal().await
 }
 

@@ -31,6 +31,8 @@ pub(crate) struct Stage {
     pub(crate) rig: Arc<Rig>,
     pub(crate) stable: Worker,
     pub(crate) canary: Worker,
+    /// The manifest is that of the canary by then.
+    first_revision: String,
     /// The schema of the canary's tables when it began.
     pub(crate) shadow: String,
 }
@@ -42,6 +44,7 @@ impl Stage {
         rig.on_source(SCHEMA).await?;
         let stable = rig.start(0)?;
         stable.wait_for_output(STREAMING).await?;
+        let first_revision = rig.sink_value("SELECT revision FROM penstock.checkpoint").await?;
         // Another revision of the same tables.
         rig.manifest["spec"]["worker"] = json!({"image": "worker:next"});
         let canary = start_canary(&rig)?;
@@ -51,7 +54,7 @@ impl Stage {
                 "SELECT schema FROM penstock.layout WHERE live_schema = 'public' AND schema <> 'public'",
             )
             .await?;
-        Ok(Self { rig: Arc::new(rig), stable, canary, shadow })
+        Ok(Self { rig: Arc::new(rig), stable, canary, first_revision, shadow })
     }
 
     /// Runs a subcommand of the worker on the canary's manifest.
@@ -107,9 +110,10 @@ impl Stage {
 }
 
 impl Stage {
-    /// Starts whichever worker does not run.
-    pub(crate) fn start_stable(&mut self) -> Result<()> {
-        self.stable = self.rig.start(0)?;
+    /// Starts the worker of the first revision again.
+    pub(crate) fn start_first(&mut self) -> Result<()> {
+        let revision = ["--revision".to_owned(), self.first_revision.clone()];
+        self.stable = Worker::start_with(&self.rig.manifest_file()?, &self.rig.state_dir(0), 0, &revision)?;
         Ok(())
     }
 
@@ -175,6 +179,10 @@ impl Reader {
 /// Accounts, their units and versions, and lines of the journal, at one moment.
 pub(crate) const ALL_SUMS: &str =
     "SELECT count(*), sum(units)::bigint, sum(version)::bigint, (SELECT count(*) FROM journal) FROM accounts";
+
+/// The same through views of the tables.
+pub(crate) const ALL_SUMS_THROUGH_VIEWS: &str =
+    "SELECT count(*), sum(units)::bigint, sum(version)::bigint, (SELECT count(*) FROM lines) FROM through";
 
 async fn read(client: Client, sql: &str, stop: Arc<AtomicBool>, looks: Arc<AtomicU64>) -> Result<()> {
     let mut seen = 0;

@@ -46,7 +46,7 @@ async fn a_forged_barrier_is_ignored() -> Result<()> {
     rig.on_source("UPDATE a SET n = 1").await?;
     rig.wait_until_caught_up().await?;
     ensure!(pauses(&worker)?.is_empty(), "a barrier that nobody registered was met");
-    ensure!(worker.output()?.contains("a barrier that nobody registered is ignored"));
+    ensure!(worker.output()?.contains("a barrier that nobody registered for this lineage is ignored"));
     ensure!(rig.sink_value(sessions).await? == before, "a snapshot was opened");
     assert_equal(&rig).map(drop)
 }
