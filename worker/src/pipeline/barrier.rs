@@ -19,7 +19,7 @@ impl Applier<'_> {
             let Some(id) = self.ends.barriers.own(message) else { continue };
             match self.ends.writer.registered(&id).await? {
                 None => {
-                    tracing::debug!(nonce = %id.nonce, "a barrier that nobody registered for this lineage is ignored")
+                    tracing::debug!(nonce = %id.nonce, "a barrier that nobody registered for this lineage is ignored");
                 }
                 Some(BarrierKind::Comparison | BarrierKind::Revisions) => self.open_at(&id).await?,
                 Some(BarrierKind::Hold) => self.hold_at(&id).await?,

@@ -168,24 +168,7 @@ impl Prepared {
                 quote_identifier(&schema_beside(falls, schema))
             ));
         }
-        let mut locked: Vec<String> = live(|table| table.falls)
-            .map(|table| table.live.quoted())
-            .chain(tables.iter().filter_map(|table| Some(table.rises_from.as_ref()?.quoted())))
-            .collect();
-        locked.sort();
-        let lock =
-            |mode: &'static str| move |table: &String| format!("LOCK TABLE ONLY {table} IN {mode} MODE");
-        // Autovacuum gives way to these, which readers do not wait for, and comes no more.
-        sql.extend(locked.iter().map(lock("SHARE UPDATE EXCLUSIVE")));
-        sql.push(format!(
-            "SET LOCAL lock_timeout = '{LOCK_MAX_MS}ms'; SET LOCAL statement_timeout = '{ATTEMPT_MAX_MS}ms'; \
-             SELECT pg_catalog.set_config('penstock.began', pg_catalog.clock_timestamp()::pg_catalog.text, true)"
-        ));
-        // Views first: a reader has the lock of the view when it asks for that of the table.
-        sql.extend(dependents.to_lock.iter().cloned());
-        sql.extend(locked.iter().map(lock("ACCESS EXCLUSIVE")));
-        // What came before the locks were there is seen now.
-        sql.push(self.checks_under_lock(hold));
+        sql.extend(self.locks(hold));
         let moved = |table: &str, schema: &str| {
             format!("ALTER TABLE {table} SET SCHEMA {}", quote_identifier(schema))
         };
@@ -221,6 +204,28 @@ impl Prepared {
         sql.push(in_time(hold));
         sql.push("COMMIT".to_owned());
         sql.join(";\n")
+    }
+
+    /// All that is exchanged is locked, and what came before the locks were there is seen then.
+    fn locks(&self, hold: &BarrierId) -> Vec<String> {
+        let Self { tables, dependents, .. } = self;
+        let falling = tables.iter().filter(|table| table.falls).map(|table| table.live.quoted());
+        let rising = tables.iter().filter_map(|table| Some(table.rises_from.as_ref()?.quoted()));
+        let mut locked: Vec<String> = falling.chain(rising).collect();
+        locked.sort();
+        let lock =
+            |mode: &'static str| move |table: &String| format!("LOCK TABLE ONLY {table} IN {mode} MODE");
+        // Autovacuum gives way to these, which readers do not wait for, and comes no more.
+        let mut sql: Vec<String> = locked.iter().map(lock("SHARE UPDATE EXCLUSIVE")).collect();
+        sql.push(format!(
+            "SET LOCAL lock_timeout = '{LOCK_MAX_MS}ms'; SET LOCAL statement_timeout = '{ATTEMPT_MAX_MS}ms'; \
+             SELECT pg_catalog.set_config('penstock.began', pg_catalog.clock_timestamp()::pg_catalog.text, true)"
+        ));
+        // Views first: a reader has the lock of the view when it asks for that of the table.
+        sql.extend(dependents.to_lock.iter().cloned());
+        sql.extend(locked.iter().map(lock("ACCESS EXCLUSIVE")));
+        sql.push(self.checks_under_lock(hold));
+        sql
     }
 
     /// Raises an exception unless everything is as it was looked at, every shard waits at the hold, and nobody gave it up.
