@@ -44,7 +44,12 @@ async fn bad_manifests_are_refused_with_a_sentence_that_helps() -> Result<()> {
     let cluster = Cluster::connect().await?;
     let namespace = cluster.namespace("manifests").await?;
     let cases: &[(&str, Value, &str)] = &[
-        ("/spec/transforms", json!([]), ".spec.transforms: field not declared in schema"),
+        ("/spec/rollout", json!({}), ".spec.rollout: field not declared in schema"),
+        (
+            "/spec/transforms",
+            json!([{"tables": ["public.*"], "selectColumns": ["a"], "dropColumns": ["b"]}]),
+            "write either selectColumns",
+        ),
         ("/spec/worker/shard", json!(2), ".spec.worker.shard: field not declared in schema"),
         ("/spec/worker/shards", json!(0), "greater than or equal to 1"),
         ("/spec/worker/storage/size", json!("8Mi"), "at least 16Mi"),

@@ -22,8 +22,8 @@ static RIGS: AtomicU32 = AtomicU32::new(0);
 
 pub(crate) async fn start_servers(source: Version, sink: Version) -> Result<(Arc<Server>, Arc<Server>)> {
     let source = Server::builder(source)
-        .setting("max_replication_slots", "40")
-        .setting("max_wal_senders", "40")
+        .setting("max_replication_slots", "100")
+        .setting("max_wal_senders", "100")
         .setting("wal_sender_timeout", "10s");
     Ok((Arc::new(source.start().await?), Arc::new(Server::start(sink).await?)))
 }
