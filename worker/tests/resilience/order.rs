@@ -14,11 +14,16 @@ const SLOT_STANDS_AT: &str =
     "SELECT confirmed_flush_lsn FROM pg_replication_slots WHERE database = current_database() AND plugin = 'pgoutput'
     AND NOT temporary";
 
-/// The second write of a worker to its volume is that of the first batch; the first is that of its start.
+/// The second write of a worker to its volume is that of the first batch; the first is that of its start. One that copied
+/// writes for its mark as well, so that is done by another worker, before.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_source_hears_of_a_commit_only_after_the_volume_has_it() -> Result<()> {
     let rig = Servers::start().await?.rig("order", &["public.things"]).await?;
     rig.on_source("CREATE TABLE things (id int PRIMARY KEY)").await?;
+    let mut copied = rig.start(0)?;
+    copied.wait_for_output(STREAMING).await?;
+    rig.wait_for("SELECT heartbeat_lsn IS NOT NULL FROM penstock.checkpoint", "t").await?;
+    copied.kill()?;
     let go_on = rig.state_dir(0).with_extension("go-on");
     let mut worker = rig.start_with_failpoints(&format!(
         "{:?}=1*off->1*return(pause:{})",
