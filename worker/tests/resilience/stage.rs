@@ -42,7 +42,7 @@ impl Stage {
         let source = Server::builder(source).setting("wal_sender_timeout", "10s").start().await?;
         let sink = Server::start(sink).await?;
         let proxies = (Proxy::start(source.port).await?, Proxy::start(sink.port).await?);
-        let tables = ["public.accounts", "public.journal", "public.stock"];
+        let tables = ["public.accounts", "public.journal", "public.closed", "public.stock"];
         let mut rig = Rig::on(Arc::new(source), Arc::new(sink), DATABASE, &tables).await?;
         rig.on_source(SCHEMA).await?;
         rig.on_source(&stock::schema()).await?;

@@ -13,7 +13,7 @@ use rand::rngs::StdRng;
 use rand::{RngExt as _, SeedableRng as _};
 
 use crate::fault::Fault;
-use crate::ledger::{Ledger, Reader};
+use crate::ledger::{self, Ledger, Reader};
 use crate::stage::Stage;
 use crate::stock::StockKeeper;
 
@@ -61,7 +61,8 @@ async fn run(seed: u64, faults: u32) -> Result<()> {
         report.transactions += ledger.stop().await?;
         keeper.stop().await?;
         reader.check().await?;
-        report.changes = compare(&stage).await?;
+        report.changes = compare(&mut stage).await?;
+        ledger::close(&stage.rig).await?;
         stage.check_what_was_said()?;
         report.looks = reader.looks();
         println!("{report}");
@@ -75,13 +76,13 @@ async fn run(seed: u64, faults: u32) -> Result<()> {
 }
 
 /// Equal on both sides, and every change counted once; how many there were.
-async fn compare(stage: &Stage) -> Result<i64> {
-    let rig = &stage.rig;
-    let pairs = ["public.accounts", "public.journal", "public.stock"].map(TablePair::same);
+async fn compare(stage: &mut Stage) -> Result<i64> {
+    let rig = &stage.rig.clone();
+    let pairs = ["public.accounts", "public.journal", "public.closed", "public.stock"].map(TablePair::same);
     let (source, sink) = (rig.source.connect(&rig.database).await?, rig.sink.connect(&rig.database).await?);
     let compared = checker::wait_until_equal(&source, &sink, &pairs, PATIENCE).await;
     compared.with_context(|| stage.tail())?;
-    let counted = stage.witness.changes_after(rig, "0/0").await?;
+    let counted = stage.witness.changes(rig).await?;
     let sequence: i64 = sink.value("SELECT sequence FROM penstock.checkpoint").await?.parse()?;
     ensure!(sequence == counted, "the checkpoint counts {sequence} changes, the source made {counted}");
     Ok(counted)
