@@ -127,6 +127,19 @@ pub struct DifferentTable {
 }
 
 impl ComparisonResult {
+    /// Something other than a comparison was done.
+    pub fn done() -> Self {
+        Self {
+            verdict: ComparisonVerdict::Equal,
+            position: None,
+            tables: 0,
+            tables_different: 0,
+            tables_unknown: 0,
+            different: Vec::new(),
+            reason: None,
+        }
+    }
+
     /// Nothing was compared, because of this.
     pub fn unknown(reason: &str) -> Self {
         Self {

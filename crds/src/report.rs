@@ -13,6 +13,9 @@ pub struct Report {
     pub revision: String,
     /// Shard number, from 0.
     pub shard: u16,
+    /// What its lineage is to the pipeline, by the word of the sink; absent until this attempt asked it.
+    #[serde(default)]
+    pub role: Option<LineageRole>,
     /// Fencing number of this run; absent until the sink gave one.
     pub epoch: Option<i64>,
     /// What the worker is doing.
@@ -55,6 +58,17 @@ impl Report {
             None => self.phase == WorkerPhase::Streaming,
         }
     }
+}
+
+/// What the tables of a worker are to its pipeline. The sink alone says so.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum LineageRole {
+    /// They are those that readers know. Set when the pipeline begins, and by promotion and rollback.
+    Stable,
+    /// They are beside those. Set when the canary begins, and by rollback. Next: `Stable`.
+    Canary,
+    /// They were those that readers know. Set by promotion. Next: `Stable` by rollback.
+    Previous,
 }
 
 /// What was decided about dead ends of a shard and carried out. Where it is another value than before, something was

@@ -47,8 +47,11 @@ enum Command {
         #[command(flatten)]
         folders: Folders,
         /// The revision that was promoted over: there is no way back afterwards
-        #[arg(long, conflicts_with = "canary")]
+        #[arg(long, conflicts_with_all = ["canary", "lineage"])]
         previous: bool,
+        /// Write what came of it there as well, as one short JSON document: for a container's termination message
+        #[arg(long, value_name = "FILE")]
+        termination_message: Option<PathBuf>,
     },
     /// Has tables copied again from their beginning, while the pipeline runs: the sink tables are emptied first
     Resnapshot {
@@ -136,6 +139,9 @@ struct RolloutArguments {
     /// Seconds that nothing is applied for the exchange at most; then it is given up
     #[arg(long, value_name = "SECONDS", default_value_t = 10, value_parser = clap::value_parser!(u64).range(1..=600))]
     hold: u64,
+    /// Write what came of it there as well, as one short JSON document: for a container's termination message
+    #[arg(long, value_name = "FILE")]
+    termination_message: Option<PathBuf>,
 }
 
 #[derive(Debug, clap::Args)]
@@ -157,10 +163,23 @@ async fn main() -> ExitCode {
     let done = match arguments.command {
         Command::Compare(compare) => return compare_ends(&compare, arguments.log).await,
         Command::Run(run) => run_worker(&run, arguments.log).await,
-        Command::CleanUp { folders, previous } => clean(&folders, previous, arguments.log).await,
+        Command::CleanUp { folders, previous, termination_message } => {
+            let cleaned = clean(&folders, previous, arguments.log).await;
+            let word = match &cleaned {
+                Ok(()) => ComparisonResult::done(),
+                Err(error) => ComparisonResult::unknown(&format!("{error:#}")),
+            };
+            cleaned.and(write_word(termination_message.as_ref(), &word))
+        }
         Command::Resnapshot { folders, tables } => resnapshot_tables(&folders, &tables, arguments.log).await,
-        Command::Promote { given, leave_out } => promote(&given, leave_out, arguments.log).await,
-        Command::RollBack(given) => roll_back(&given, arguments.log).await,
+        Command::Promote { given, leave_out } => {
+            let outcome = promote(&given, leave_out, arguments.log).await;
+            tell(given.termination_message.as_ref(), outcome)
+        }
+        Command::RollBack(given) => {
+            let outcome = roll_back(&given, arguments.log).await;
+            tell(given.termination_message.as_ref(), outcome)
+        }
         Command::BeginAnew(given) => decide_it(Decision::BeginAnew, &given, arguments.log).await,
         Command::AcceptLoss(given) => decide_it(Decision::AcceptLoss, &given, arguments.log).await,
     };
@@ -216,7 +235,7 @@ async fn run_worker(arguments: &RunArguments, log: Option<String>) -> anyhow::Re
 async fn clean(folders: &Folders, previous: bool, log: Option<String>) -> anyhow::Result<()> {
     let _telemetry = telemetry::install(&log.unwrap_or_else(|| "info".into()), LogTarget::Stderr)?;
     let pipeline = Pipeline::read(folders)?;
-    let what = match (folders.canary, previous) {
+    let what = match (folders.canary || folders.lineage.is_some(), previous) {
         (true, _) => Remove::Canary,
         (false, true) => Remove::Previous,
         (false, false) => Remove::Pipeline,
@@ -243,16 +262,17 @@ async fn decide_it(decision: Decision, given: &DecisionArguments, log: Option<St
         .map_err(|failure: Failure| anyhow::anyhow!("{failure}"))
 }
 
-/// The canary of the manifest's revision, whether the flag says so or not.
+/// The canary that is meant, by default that of the manifest's revision.
 fn read_canary(folders: &Folders) -> Result<Pipeline, Failure> {
-    Pipeline::read(&Folders { canary: true, ..folders.clone() })
+    let canary = folders.lineage.is_none();
+    Pipeline::read(&Folders { canary, ..folders.clone() })
 }
 
 async fn promote(
     given: &RolloutArguments,
     leave_out: Vec<String>,
     log: Option<String>,
-) -> anyhow::Result<()> {
+) -> anyhow::Result<Outcome> {
     let _telemetry = telemetry::install(&log.unwrap_or_else(|| "warn".into()), LogTarget::Stderr)?;
     let pipeline = read_canary(&given.folders)?;
     let request = compare::Request {
@@ -264,17 +284,23 @@ async fn promote(
         patience: Duration::from_secs(given.timeout),
         stop: CancellationToken::new(),
     };
-    tell(&Box::pin(rollout::promote(&pipeline, &request, Duration::from_secs(given.hold))).await?)
+    Ok(Box::pin(rollout::promote(&pipeline, &request, Duration::from_secs(given.hold))).await?)
 }
 
-async fn roll_back(given: &RolloutArguments, log: Option<String>) -> anyhow::Result<()> {
+async fn roll_back(given: &RolloutArguments, log: Option<String>) -> anyhow::Result<Outcome> {
     let _telemetry = telemetry::install(&log.unwrap_or_else(|| "warn".into()), LogTarget::Stderr)?;
     let pipeline = Pipeline::read(&given.folders)?;
-    tell(&Box::pin(rollout::roll_back(&pipeline, Duration::from_secs(given.hold))).await?)
+    Ok(Box::pin(rollout::roll_back(&pipeline, Duration::from_secs(given.hold))).await?)
 }
 
-fn tell(outcome: &Outcome) -> anyhow::Result<()> {
-    match outcome {
+/// Says what came of an exchange, to people and in the termination message.
+fn tell(termination_message: Option<&PathBuf>, outcome: anyhow::Result<Outcome>) -> anyhow::Result<()> {
+    let word = match &outcome {
+        Ok(Outcome::Exchanged { .. }) => ComparisonResult::done(),
+        Ok(Outcome::NotEqual(found)) => found.summary(),
+        Err(error) => ComparisonResult::unknown(&format!("{error:#}")),
+    };
+    let is_told = outcome.and_then(|outcome| match outcome {
         Outcome::Exchanged { ms, compared_again } => {
             println!(
                 "The tables are exchanged. Nothing was applied for {ms} ms, in which {compared_again} rows were compared once more."
@@ -282,7 +308,8 @@ fn tell(outcome: &Outcome) -> anyhow::Result<()> {
             Ok(())
         }
         Outcome::NotEqual(found) => anyhow::bail!("{found}\nNothing was exchanged."),
-    }
+    });
+    is_told.and(write_word(termination_message, &word))
 }
 
 async fn compare_ends(arguments: &CompareArguments, log: Option<String>) -> ExitCode {
@@ -347,12 +374,16 @@ async fn abandoned(stop: &CancellationToken) {
 /// Writes the termination message, also of a comparison that could not be made. The file is there already, and kept
 /// open by whoever made it.
 fn leave_word(arguments: &CompareArguments, found: &anyhow::Result<Comparison>) -> anyhow::Result<()> {
-    let Some(file) = &arguments.termination_message else { return Ok(()) };
-    let result = match found {
+    let word = match found {
         Ok(found) => found.summary(),
         Err(error) => ComparisonResult::unknown(&format!("{error:#}")),
     };
-    std::fs::write(file, result.termination_message()?)
+    write_word(arguments.termination_message.as_ref(), &word)
+}
+
+fn write_word(termination_message: Option<&PathBuf>, word: &ComparisonResult) -> anyhow::Result<()> {
+    let Some(file) = termination_message else { return Ok(()) };
+    std::fs::write(file, word.termination_message()?)
         .with_context(|| format!("writing the termination message to {}", file.display()))
 }
 

@@ -48,6 +48,10 @@ pub struct Folders {
     /// The revision is, or began as, a canary: with slots, state and tables of its own
     #[arg(long, env = "PENSTOCK_CANARY")]
     pub canary: bool,
+
+    /// The revision goes on from the state of a canary that another revision began; names that one
+    #[arg(long, env = "PENSTOCK_LINEAGE", value_name = "REVISION", conflicts_with = "canary")]
+    pub lineage: Option<String>,
 }
 
 /// Flags and environment of `penstock-worker run`.
@@ -150,7 +154,11 @@ impl Pipeline {
             Some(revision) => revision.clone(),
             None => DataAffecting::from(&manifest.spec).name().map_err(|error| invalid(error.to_string()))?.0,
         };
-        let lineage = if folders.canary { Lineage::of_canary(&uid, &revision) } else { Lineage::first(uid) };
+        let begun_by = folders.lineage.as_ref().or_else(|| folders.canary.then_some(&revision));
+        let lineage = match begun_by {
+            Some(begun_by) => Lineage::of_canary(&uid, begun_by),
+            None => Lineage::first(uid),
+        };
         let endpoint =
             |end: End, folder: &str, connection: &penstock_crds::connection::PostgresConnection| Endpoint {
                 end,

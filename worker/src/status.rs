@@ -5,7 +5,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 use penstock_crds::report::{
-    Decisions, Lag, Notice, NoticeReason, Problem, Reachability, Report, SnapshotProgress, WorkerPhase,
+    Decisions, Lag, LineageRole, Notice, NoticeReason, Problem, Reachability, Report, SnapshotProgress,
+    WorkerPhase,
 };
 
 use crate::change::Lsn;
@@ -48,6 +49,7 @@ impl Status {
             uid,
             revision,
             shard,
+            role: None,
             epoch: None,
             phase: WorkerPhase::Starting,
             sequence: 0,
@@ -97,6 +99,7 @@ impl Status {
         inner.report.phase = phase;
         inner.report.problem = Some(Problem { reason: failure.reason, message: failure.message.clone() });
         inner.report.decisions = None;
+        inner.report.role = None;
         inner.stream = StreamProgress::default();
         for end in [End::Source, End::Sink] {
             let is_away =
@@ -107,9 +110,11 @@ impl Status {
         }
     }
 
-    /// The sink gave this run its fencing number.
-    pub fn fenced(&self, epoch: i64) {
-        self.lock().report.epoch = Some(epoch);
+    /// The sink gave this run its fencing number, and said what its lineage is to the pipeline.
+    pub fn fenced(&self, epoch: i64, role: Option<LineageRole>) {
+        let mut inner = self.lock();
+        inner.report.epoch = Some(epoch);
+        inner.report.role = role;
     }
 
     /// The names that this pipeline has in the source.

@@ -139,7 +139,7 @@ pub(super) async fn fence(context: Context<'_>, source: &Source, volume: &Volume
         .renaming(source.transforms.names().clone());
     let (mut sink, started) = sink::start(pipeline.sink.clone(), owner, tables, &log).await?;
     context.status.reached(End::Sink);
-    context.status.fenced(started.epoch);
+    context.status.fenced(started.epoch, started.role.reported());
     context.status.decided(started.decisions);
     sink.act_as(pipeline.manifest.spec.sink.postgres.session_replication_role).await?;
     if let Some(revision) = &started.moved_from_revision {

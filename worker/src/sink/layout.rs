@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 
+use penstock_crds::report::LineageRole;
 use sha2::{Digest as _, Sha256};
 use tokio_postgres::{Error, GenericClient};
 
@@ -33,6 +34,16 @@ impl Role {
             Self::Canary => "canary",
             Self::Previous => "previous",
             Self::Retired => "retired",
+        }
+    }
+
+    /// As the report says it; a lineage that is being removed has no worker to say it.
+    pub fn reported(self) -> Option<LineageRole> {
+        match self {
+            Self::Stable => Some(LineageRole::Stable),
+            Self::Canary => Some(LineageRole::Canary),
+            Self::Previous => Some(LineageRole::Previous),
+            Self::Retired => None,
         }
     }
 

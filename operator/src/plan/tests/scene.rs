@@ -8,7 +8,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use penstock_crds::CdcPipeline;
 use penstock_crds::names::{self, FINALIZER};
 use penstock_crds::report::{
-    Decisions, Lag, Problem, Reachability, Reason, Report, SnapshotProgress, WorkerPhase,
+    Decisions, Lag, LineageRole, Problem, Reachability, Reason, Report, SnapshotProgress, WorkerPhase,
 };
 use penstock_crds::revision::{DataAffecting, MintedRevision, RevisionName};
 
@@ -157,6 +157,7 @@ pub(crate) fn report(revision: &RevisionName, shard: u16, phase: WorkerPhase) ->
         uid: UID.into(),
         revision: revision.0.clone(),
         shard,
+        role: Some(LineageRole::Stable),
         epoch: Some(4),
         phase,
         sequence: 100,
