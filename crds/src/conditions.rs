@@ -22,6 +22,10 @@ pub enum ConditionType {
     SnapshotComplete,
     /// Every row of the sink was as the source's when they were compared last, with the spec as it is now.
     SourceMatches,
+    /// Every row of the canary was as the stable revision's when they were compared last. There while a canary is.
+    CanaryMatching,
+    /// The tables can be given back to the revision that was promoted over. There while that one is.
+    RollbackAvailable,
 }
 
 impl fmt::Display for ConditionType {
@@ -127,4 +131,16 @@ pub enum OperatorReason {
     ComparisonFailed,
     /// The last comparison was of the spec as it was before, or of a sink about which something was decided since.
     ComparisonOutdated,
+    /// A canary is tried beside the stable revision.
+    CanaryRunning,
+    /// The canary waits for the annotation that promotes it.
+    WaitsForPromotion,
+    /// What the spec means was tried and rejected, or rolled back.
+    RevisionRejected,
+    /// What is beside the stable revision is removed.
+    Removing,
+    /// The revision that was promoted over follows the source.
+    PreviousFollows,
+    /// It does not, or does not say so.
+    PreviousUnreachable,
 }

@@ -150,6 +150,7 @@ fn an_edit_that_loses_nothing_is_taken() {
     new["spec"]["paused"] = json!(true);
     new["spec"]["deletionPolicy"] = json!("Delete");
     new["spec"]["sourceComparison"] = json!({"interval": "1h30m", "timeout": "20m"});
+    new["spec"]["rollout"] = json!({"strategy": "Canary", "comparison": {"interval": "30s", "requiredMatches": 3}, "keepPrevious": "0m"});
     Validator::new().validate(&schema, &new, Some(&old)).unwrap();
 }
 
@@ -165,7 +166,10 @@ fn people_and_tools_find_what_they_expect() {
         .iter()
         .filter_map(|column| column["name"].as_str())
         .collect();
-    assert_eq!(columns, ["Phase", "Stable", "Lag", "Ready", "Reason", "Matches", "Age"]);
+    assert_eq!(
+        columns,
+        ["Phase", "Stable", "Canary", "Matches", "Lag", "Ready", "Reason", "SourceMatches", "Age"]
+    );
     assert_eq!(version["subresources"]["status"], json!({}));
     assert_eq!(version["subresources"]["scale"]["specReplicasPath"], ".spec.worker.shards");
 }

@@ -13,6 +13,7 @@ pub mod manifest;
 pub mod names;
 pub mod report;
 pub mod revision;
+pub mod rollout;
 pub mod scheduling;
 pub mod source;
 pub mod spec;

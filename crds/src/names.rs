@@ -23,6 +23,15 @@ pub const ANNOTATION_RESNAPSHOT: &str = "penstock.dev/resnapshot";
 /// Annotation a user sets: the sink is compared with the source, once per token, as `TOKEN`.
 pub const ANNOTATION_COMPARE_SOURCE: &str = "penstock.dev/compare-source";
 
+/// Annotation a user sets: the canary of this revision is promoted, if every row is the same. Its value is the revision's name.
+pub const ANNOTATION_PROMOTE: &str = "penstock.dev/promote";
+
+/// Annotation a user sets: the canary of this revision is rejected and removed. Its value is the revision's name.
+pub const ANNOTATION_ABORT: &str = "penstock.dev/abort";
+
+/// Annotation a user sets: this revision gives the tables back to the one that it was promoted over. Its value is the revision's name.
+pub const ANNOTATION_ROLL_BACK: &str = "penstock.dev/roll-back";
+
 /// Container port of `/healthz`, `/readyz` and `/metrics`, plain HTTP.
 pub const PORT_HEALTH: u16 = 8080;
 /// Container port of `/v1/report` and `/v1/directive`, TLS with a bearer token.

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::comparison::SourceComparison;
 use crate::connection::PostgresConnection;
+use crate::rollout::Rollout;
 use crate::source::PostgresSource;
 use crate::status::CdcPipelineStatus;
 use crate::transform::TableTransform;
@@ -36,10 +37,12 @@ use crate::worker::Worker;
     ),
     printcolumn(name = "Phase", type_ = "string", json_path = ".status.phase", description = "What the pipeline is doing"),
     printcolumn(name = "Stable", type_ = "string", json_path = ".status.stableRevision", description = "The revision that writes the sink tables"),
+    printcolumn(name = "Canary", type_ = "string", json_path = ".status.canaryRevision", description = "The revision that is tried beside it"),
+    printcolumn(name = "Matches", type_ = "string", json_path = ".status.matches", description = "How many comparisons of the canary in a row found every row the same, of those that are required"),
     printcolumn(name = "Lag", type_ = "string", json_path = ".status.lag", description = "How far the sink is behind the source, in steps; exact values are metrics"),
     printcolumn(name = "Ready", type_ = "string", json_path = ".status.conditions[?(@.type=='Ready')].status", description = "True when every change is being applied"),
     printcolumn(name = "Reason", type_ = "string", json_path = ".status.conditions[?(@.type=='Ready')].reason", description = "Why it is ready, or why it is not", priority = "1"),
-    printcolumn(name = "Matches", type_ = "string", json_path = ".status.conditions[?(@.type=='SourceMatches')].status", description = "Whether the sink was equal to the source when they were compared last", priority = "1"),
+    printcolumn(name = "SourceMatches", type_ = "string", json_path = ".status.conditions[?(@.type=='SourceMatches')].status", description = "Whether the sink was equal to the source when they were compared last", priority = "1"),
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp", description = "Time since the pipeline was created"),
     validation = Rule::new("self.metadata.name.size() <= 40 && self.metadata.name.matches('^[a-z]([-a-z0-9]*[a-z0-9])?$')")
         .message("metadata.name must start with a letter, contain only lowercase letters, digits and '-', and be at most 40 characters long: the names of pods, volumes and replication slots are made from it"),
@@ -72,6 +75,11 @@ pub struct CdcPipelineSpec {
     // Left out where it is the default: a worker of an older revision does not know it.
     #[serde(default, skip_serializing_if = "SourceComparison::is_default")]
     pub source_comparison: SourceComparison,
+
+    /// How a changed spec is carried out. May be changed at any time.
+    // Left out where it is the default: a worker of an older revision does not know it.
+    #[serde(default, skip_serializing_if = "Rollout::is_default")]
+    pub rollout: Rollout,
 
     /// What happens to replication slots, a managed publication, sink state and volumes when the
     /// object is deleted.

@@ -6,6 +6,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::comparison::LastComparison;
+use crate::rollout::RolloutStatus;
 
 /// What the operator observed last.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize, KubeSchema)]
@@ -22,6 +23,22 @@ pub struct CdcPipelineStatus {
     /// The revision that writes the sink tables.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub stable_revision: Option<String>,
+
+    /// The revision that writes tables of its own beside them and may take its place.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub canary_revision: Option<String>,
+
+    /// The revision that was promoted over and follows the source until there need be no way back.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub previous_revision: Option<String>,
+
+    /// How many comparisons of the canary in a row found every row the same, of those that are required, as `3/12`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub matches: Option<String>,
+
+    /// How the rollout stands, while a revision is beside the stable one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rollout: Option<RolloutStatus>,
 
     /// Worker pods that exist, for the scale subresource.
     #[serde(default)]
@@ -57,7 +74,8 @@ pub struct CdcPipelineStatus {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub source_comparison_due: Option<Time>,
 
-    /// `Ready`, `Reconciling`, `Stalled`, `SourceReachable`, `SinkReachable`, `SnapshotComplete`, `SourceMatches`.
+    /// `Ready`, `Reconciling`, `Stalled`, `SourceReachable`, `SinkReachable`, `SnapshotComplete`, `SourceMatches`; while there is a canary,
+    /// `CanaryMatching`; while there is a way back, `RollbackAvailable`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["type"]))]
     pub conditions: Vec<Condition>,
@@ -72,6 +90,8 @@ pub enum Phase {
     Snapshotting,
     /// Changes are applied as they arrive.
     Streaming,
+    /// The stable revision applies changes as they arrive, and a canary beside it is tried. Next: `Streaming`.
+    RollingOut,
     /// A changed spec is carried out: the old revision stops, the new one goes on from its position.
     /// Next: `Starting`.
     Replacing,

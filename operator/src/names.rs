@@ -19,6 +19,10 @@ pub(crate) const ANNOTATION_MANIFEST: &str = "penstock.dev/manifest";
 pub(crate) const ANNOTATION_SPEC: &str = "penstock.dev/compared-spec";
 /// Annotation of a comparison's Job: what was decided about dead ends before it began.
 pub(crate) const ANNOTATION_DECISIONS: &str = "penstock.dev/decisions";
+/// Annotation of a rollout's Job: what it does.
+pub(crate) const ANNOTATION_TASK: &str = "penstock.dev/task";
+/// Annotation of a `ControllerRevision`: what became of the revision, as JSON.
+pub(crate) const ANNOTATION_COURSE: &str = "penstock.dev/course";
 /// Annotation of the control Secret: when its certificate is renewed.
 pub(crate) const ANNOTATION_RENEW_AT: &str = "penstock.dev/renew-at";
 
@@ -31,6 +35,8 @@ pub(crate) enum Component {
     CleanUp,
     /// It compares the sink with the source.
     Comparison,
+    /// It carries out a step of a rollout.
+    Rollout,
 }
 
 impl Component {
@@ -40,6 +46,7 @@ impl Component {
             Self::Worker => "worker",
             Self::CleanUp => "clean-up",
             Self::Comparison => "comparison",
+            Self::Rollout => "rollout",
         }
     }
 }
@@ -68,6 +75,11 @@ pub(crate) fn clean_up_job(pipeline: &str) -> String {
 /// Name of the Job of one comparison. No two have the same, so that none is taken for another.
 pub(crate) fn comparison_job(pipeline: &str, key: &str) -> String {
     format!("{pipeline}-compare-{key}")
+}
+
+/// Name of the Job of one step of a rollout.
+pub(crate) fn rollout_job(pipeline: &str, key: &str) -> String {
+    format!("{pipeline}-rollout-{key}")
 }
 
 /// Name of the volume in a worker's pod, and the beginning of its claim's name. It holds the UID, so that

@@ -9,7 +9,8 @@ use penstock_crds::comparison::ComparisonResult;
 use penstock_crds::names::FINALIZER;
 use penstock_crds::report::{Decisions, Report};
 use penstock_crds::revision::{MintedRevision, RevisionName};
-use serde::Serialize;
+use penstock_crds::rollout::RolloutTask;
+use serde::{Deserialize, Serialize};
 
 /// How long a worker's last report counts after the worker stopped answering.
 const REPORT_VALID: SignedDuration = SignedDuration::from_secs(15);
@@ -57,6 +58,10 @@ pub struct World {
     pub comparison_pods: Vec<String>,
     /// What the API server said when it refused such a Job at the last attempt.
     pub comparison_refused: Option<String>,
+    /// Jobs of a rollout that run or did so lately, oldest first.
+    pub rollout_jobs: Vec<RolloutJob>,
+    /// Pods of such Jobs that have not ended.
+    pub rollout_pods: Vec<String>,
     /// Objects that have a name the pipeline needs and belong to somebody else, as `Service inventory-worker`.
     pub taken: Vec<String>,
     /// What the API server said when it refused an object at the last attempt.
@@ -117,6 +122,51 @@ pub struct KnownRevision {
     pub minted: MintedRevision,
     /// UID of the `ControllerRevision`.
     pub uid: String,
+    /// What became of it.
+    pub course: RevisionCourse,
+}
+
+/// What became of a revision. Kept with it, as an annotation: what it was minted from never changes.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct RevisionCourse {
+    /// Whose state its workers move: that which a canary of this name began; absent: that which the pipeline began with.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lineage: Option<String>,
+    /// How its rollout ended.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub outcome: Option<RevisionOutcome>,
+    /// It was rejected or rolled back, and the spec has meant it ever since: it is not tried again.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub is_barred: bool,
+    /// Its workers, its state in the databases and its tables beside the live ones are being removed.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub is_leaving: bool,
+}
+
+/// How the rollout of a revision ended.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct RevisionOutcome {
+    /// How.
+    pub outcome: OutcomeKind,
+    /// Why.
+    pub reason: String,
+    /// When it was seen, in whole seconds.
+    pub at: Timestamp,
+}
+
+/// How a rollout can end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum OutcomeKind {
+    /// It writes the tables that readers know. Next: `RolledBack`, or it stays.
+    Promoted,
+    /// It was found wrong, or a person ended it.
+    Rejected,
+    /// The tables were given back to the revision before it.
+    RolledBack,
+    /// The spec means another revision.
+    Abandoned,
 }
 
 /// The StatefulSet of a revision.
@@ -231,6 +281,23 @@ pub struct CleanUpJob {
     pub is_complete: bool,
     /// What its pod said when it failed last, or what keeps the pod from running.
     pub failure: Option<String>,
+}
+
+/// A Job of a rollout.
+#[derive(Clone, Debug, PartialEq)]
+pub struct RolloutJob {
+    /// Its name, which no other of the same rollout ever has.
+    pub name: String,
+    /// Its UID.
+    pub uid: String,
+    /// What it does.
+    pub task: RolloutTask,
+    /// When it was made.
+    pub created: Timestamp,
+    /// It is being deleted.
+    pub is_deleting: bool,
+    /// How far it is.
+    pub progress: ComparisonProgress,
 }
 
 /// A Job that compares the sink with the source.

@@ -79,7 +79,11 @@ fn refused(cases: &[(&str, &str, &str)]) {
 fn what_the_schema_does_not_allow_is_named_with_its_path() {
     let source = "/spec/source/postgres";
     refused(&[
-        ("/spec/rollout", "{}", "spec.rollout: unknown field; the fields here are deletionPolicy, paused"),
+        (
+            "/spec/flowControl",
+            "{}",
+            "spec.flowControl: unknown field; the fields here are deletionPolicy, paused",
+        ),
         ("/metadata/name", "''", "metadata.name: required"),
         ("/spec/sink", "{}", "spec.sink.postgres: required"),
         (&format!("{source}/tables"), "[]", "spec.source.postgres.tables: must have at least 1 entry, not 0"),

@@ -9,5 +9,6 @@ mod lifecycle;
 mod manifests;
 mod operators;
 mod requests;
+mod rollouts;
 mod stage;
 mod tls;

@@ -44,7 +44,14 @@ async fn bad_manifests_are_refused_with_a_sentence_that_helps() -> Result<()> {
     let cluster = Cluster::connect().await?;
     let namespace = cluster.namespace("manifests").await?;
     let cases: &[(&str, Value, &str)] = &[
-        ("/spec/rollout", json!({}), ".spec.rollout: field not declared in schema"),
+        ("/spec/flowControl", json!({}), ".spec.flowControl: field not declared in schema"),
+        (
+            "/spec/rollout",
+            json!({"comparison": {"interval": "5s"}}),
+            "rollout.comparison.interval must be hours, minutes and seconds of at least 10s",
+        ),
+        ("/spec/rollout", json!({"keepPrevious": "a day"}), "rollout.keepPrevious must be hours and minutes"),
+        ("/spec/rollout", json!({"strategy": "BlueGreen"}), "Unsupported value: \"BlueGreen\""),
         (
             "/spec/transforms",
             json!([{"tables": ["public.*"], "selectColumns": ["a"], "dropColumns": ["b"]}]),

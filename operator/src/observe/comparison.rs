@@ -9,18 +9,14 @@ use penstock_crds::names::{ANNOTATION_COMPARE_SOURCE, LABEL_REVISION};
 use penstock_crds::revision::RevisionName;
 
 use super::pods;
-use crate::names::{ANNOTATION_DECISIONS, ANNOTATION_SPEC};
-use crate::world::{ComparisonJob, ComparisonProgress};
+use crate::names::{ANNOTATION_DECISIONS, ANNOTATION_SPEC, ANNOTATION_TASK};
+use crate::world::{ComparisonJob, ComparisonProgress, RolloutJob};
 
 /// How long after a Job has ended its pod's last word may be on its way: two watches bring them.
 const LAST_WORD: SignedDuration = SignedDuration::from_secs(15);
 
 /// A Job as it is seen; absent when it is not one that the operator made.
 pub(super) fn comparison_job(job: &Job, pods: &[Pod], now: Timestamp) -> Option<ComparisonJob> {
-    let uid = job.uid()?;
-    let is_its = |pod: &&Pod| pod.owner_references().iter().any(|owner| owner.uid == uid);
-    let pod =
-        pods.iter().filter(is_its).max_by_key(|pod| pod.metadata.creation_timestamp.as_ref().map(|at| at.0));
     let annotation = |name: &str| job.annotations().get(name).cloned();
     Some(ComparisonJob {
         name: job.name_any(),
@@ -37,9 +33,28 @@ pub(super) fn comparison_job(job: &Job, pods: &[Pod], now: Timestamp) -> Option<
             .and_then(|spec| spec.active_deadline_seconds)
             .map(SignedDuration::from_secs),
         is_deleting: job.metadata.deletion_timestamp.is_some(),
-        progress: progress(job, pod, now),
-        uid,
+        progress: progress(job, pod_of(job, pods), now),
+        uid: job.uid()?,
     })
+}
+
+/// A Job of a rollout as it is seen; absent when it is not one that the operator made.
+pub(super) fn rollout_job(job: &Job, pods: &[Pod], now: Timestamp) -> Option<RolloutJob> {
+    let task = job.annotations().get(ANNOTATION_TASK)?.clone();
+    Some(RolloutJob {
+        name: job.name_any(),
+        task: serde_json::from_value(task.into()).ok()?,
+        created: job.metadata.creation_timestamp.as_ref().map_or(now, |at| at.0),
+        is_deleting: job.metadata.deletion_timestamp.is_some(),
+        progress: progress(job, pod_of(job, pods), now),
+        uid: job.uid()?,
+    })
+}
+
+fn pod_of<'a>(job: &Job, pods: &'a [Pod]) -> Option<&'a Pod> {
+    let uid = job.uid()?;
+    let is_its = |pod: &&Pod| pod.owner_references().iter().any(|owner| owner.uid == uid);
+    pods.iter().filter(is_its).max_by_key(|pod| pod.metadata.creation_timestamp.as_ref().map(|at| at.0))
 }
 
 fn progress(job: &Job, pod: Option<&Pod>, now: Timestamp) -> ComparisonProgress {
@@ -76,6 +91,9 @@ fn end(job: &Job) -> Option<&JobCondition> {
 
 fn without_word(job: &Job, ended: &JobCondition) -> String {
     match ended.reason.as_deref() {
+        Some("DeadlineExceeded") if job.annotations().contains_key(ANNOTATION_TASK) => {
+            "It took longer than six hours".to_owned()
+        }
         Some("DeadlineExceeded") => "It took longer than spec.sourceComparison.timeout allows".to_owned(),
         reason => format!(
             "The pod of the Job {} went before it said what it found ({}: {})",

@@ -151,6 +151,8 @@ impl Observer {
             comparisons: objects.comparisons(&identity, now),
             comparison_pods: objects.comparison_pods(),
             comparison_refused: refusals.comparison,
+            rollout_jobs: objects.rollout_jobs(&identity, now),
+            rollout_pods: objects.rollout_pods(),
             taken,
             refused: refusals.object,
         };

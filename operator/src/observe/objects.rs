@@ -15,11 +15,13 @@ use penstock_crds::revision::{MintedRevision, RevisionName};
 use serde::de::DeserializeOwned;
 
 use super::Identity;
-use super::comparison::comparison_job;
+use super::comparison::{comparison_job, rollout_job};
 use super::pods::{self, RunningPod};
 use crate::call::{CallError, call};
-use crate::names::{self, ANNOTATION_MANIFEST, Component, LABEL_COMPONENT, LABEL_MANAGED_BY, MANAGED_BY};
-use crate::world::{CleanUpJob, ComparisonJob, KnownRevision, Owned, WorkerSet};
+use crate::names::{
+    self, ANNOTATION_COURSE, ANNOTATION_MANIFEST, Component, LABEL_COMPONENT, LABEL_MANAGED_BY, MANAGED_BY,
+};
+use crate::world::{CleanUpJob, ComparisonJob, KnownRevision, Owned, RevisionCourse, RolloutJob, WorkerSet};
 
 /// The objects of one pipeline, by label. Objects of a namesake that is gone may be among them.
 #[derive(Debug)]
@@ -87,6 +89,20 @@ impl Objects {
             jobs.filter_map(|job| comparison_job(job, &self.pods, now)).collect();
         jobs.sort_by(|one, other| (one.created, &one.name).cmp(&(other.created, &other.name)));
         jobs
+    }
+
+    /// Jobs of rollouts that run or are kept for their log, oldest first.
+    pub(super) fn rollout_jobs(&self, identity: &Identity, now: Timestamp) -> Vec<RolloutJob> {
+        let jobs = self.jobs_of(Component::Rollout, identity);
+        let mut jobs: Vec<RolloutJob> = jobs.filter_map(|job| rollout_job(job, &self.pods, now)).collect();
+        jobs.sort_by(|one, other| (one.created, &one.name).cmp(&(other.created, &other.name)));
+        jobs
+    }
+
+    /// Pods of such Jobs that have not ended.
+    pub(super) fn rollout_pods(&self) -> Vec<String> {
+        let under_way = self.pods_of(Component::Rollout).filter(|pod| pods::terminated(pod).is_none());
+        under_way.map(Pod::name_any).collect()
     }
 
     pub(super) fn comparison_pods(&self) -> Vec<String> {
@@ -247,7 +263,11 @@ fn known_revision(revision: &ControllerRevision) -> Result<KnownRevision, serde_
     let object = owned(revision).ok_or_else(|| lacks(LABEL_REVISION))?;
     let data = serde_json::to_value(revision.data.as_ref().ok_or_else(|| lacks("data"))?)?;
     let minted: MintedRevision = serde_json::from_value(data)?;
-    Ok(KnownRevision { name: object.revision, number: revision.revision, minted, uid: object.uid })
+    let course = match revision.annotations().get(ANNOTATION_COURSE) {
+        Some(course) => serde_json::from_str(course)?,
+        None => RevisionCourse::default(),
+    };
+    Ok(KnownRevision { name: object.revision, number: revision.revision, minted, uid: object.uid, course })
 }
 
 fn worker_set(set: &StatefulSet) -> Option<WorkerSet> {

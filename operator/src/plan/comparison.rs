@@ -13,12 +13,12 @@ use super::events::PlannedEvent;
 use super::revision::{Target, target};
 use super::schedule::{Schedule, schedule};
 use super::shards::{all_stream, reporting};
-use super::stage::Stage;
+use super::stage::{Crew, Stage};
 use super::status::whole_seconds;
 use super::verdict::Truth;
 use super::{Doomed, DoomedKind, PlanError, Step, decisions, manifests};
 use crate::names;
-use crate::world::{ComparisonJob, ComparisonProgress, World};
+use crate::world::{ComparisonJob, ComparisonProgress, KnownRevision, World};
 
 /// How long a Job's container may take to start, and a Job to end after its deadline.
 const PATIENCE: SignedDuration = SignedDuration::from_mins(5);
@@ -62,7 +62,7 @@ pub(super) struct Comparison<'a> {
 
 /// How source comparison stands in a pipeline that nobody deleted.
 pub(super) fn comparison<'a>(world: &'a World, stage: &Stage<'_>) -> Result<Comparison<'a>, PlanError> {
-    let (Target::Minted(revision) | Target::Mint(revision) | Target::Clash(revision)) = target(world)?;
+    let revision = compared_revision(world, stage)?;
     let spec = manifests::compared_spec(world, &revision)?;
     // 1. What ended, or is of no use?
     let (mut last, mut steps) = settle(world, stage, &spec);
@@ -106,6 +106,15 @@ pub(super) fn comparison<'a>(world: &'a World, stage: &Stage<'_>) -> Result<Comp
         dead_end: dead_end(stage),
         last,
     })
+}
+
+/// The one whose tables readers know; before there is one, the one that the spec means.
+fn compared_revision(world: &World, stage: &Stage<'_>) -> Result<KnownRevision, PlanError> {
+    if let Some((stable, _)) = stage.running() {
+        return Ok(stable.clone());
+    }
+    let (Target::Minted(revision) | Target::Mint(revision) | Target::Clash(revision)) = target(world)?;
+    Ok(revision)
 }
 
 impl Comparison<'_> {
@@ -230,7 +239,7 @@ pub(super) fn sentence(pipeline: &str, last: &LastComparison) -> String {
 }
 
 /// `public.orders (2 rows), public.items (at least 1000 rows) and 3 more`.
-fn named(result: &ComparisonResult) -> String {
+pub(super) fn named(result: &ComparisonResult) -> String {
     let named: Vec<String> = result
         .different
         .iter()
@@ -394,8 +403,10 @@ fn token(world: &World) -> (Option<&str>, Option<PlannedEvent>) {
 
 /// Every change is applied, and all rows are copied: before that, tables are unknown, and a barrier is met late.
 fn is_ready(stage: &Stage<'_>) -> bool {
-    let Stage::Run { replicas: 1.., shards, outdated, missing: None, .. } = stage else { return false };
-    outdated.is_empty() && all_stream(shards) && shards.iter().filter_map(reporting).all(Report::has_all_rows)
+    let Stage::Run { lineup, missing: None } = stage else { return false };
+    let Crew { replicas, shards, outdated, .. } = &lineup.stable;
+    let has_all_rows = || shards.iter().filter_map(reporting).all(Report::has_all_rows);
+    *replicas > 0 && outdated.is_empty() && all_stream(shards) && has_all_rows()
 }
 
 /// Where a worker stands, if nothing that is mended brings it on.

@@ -10,7 +10,9 @@ use super::events::{PlannedEvent, turn};
 use super::live::delete;
 use super::manifests::{self, adopted_uid};
 use super::verdict::Verdict;
-use super::{Doomed, DoomedKind, LOOK_AGAIN, Plan, PlanError, Step, comparison, revision, secrets, status};
+use super::{
+    Doomed, DoomedKind, LOOK_AGAIN, Plan, PlanError, Step, comparison, revision, rollout, secrets, status,
+};
 use crate::names::clean_up_job;
 use crate::world::{CleanUpJob, KnownRevision, World};
 
@@ -47,9 +49,12 @@ fn stop_workers(world: &World) -> Option<Plan> {
     let sets = world.sets.iter().filter(|set| !set.is_deleting);
     let mut steps: Vec<Step> = sets.map(|set| delete(DoomedKind::StatefulSet, &set.object)).collect();
     steps.extend(world.comparisons.iter().filter(|job| !job.is_deleting).map(comparison::delete));
+    steps.extend(world.rollout_jobs.iter().filter(|job| !job.is_deleting).map(rollout::delete_job));
     let pods = world.pods.iter().map(|pod| pod.name.as_str());
-    let mut left: Vec<&str> = pods.chain(world.comparison_pods.iter().map(String::as_str)).collect();
-    if world.sets.is_empty() && world.comparisons.is_empty() && left.is_empty() {
+    let pods_of_jobs = world.comparison_pods.iter().chain(&world.rollout_pods);
+    let mut left: Vec<&str> = pods.chain(pods_of_jobs.map(String::as_str)).collect();
+    let are_jobs_gone = world.comparisons.is_empty() && world.rollout_jobs.is_empty();
+    if world.sets.is_empty() && are_jobs_gone && left.is_empty() {
         return None;
     }
     left.sort_unstable();
@@ -137,9 +142,26 @@ fn leftovers(world: &World) -> String {
         count => format!("; volume claims with the label {LABEL_UID}={} ({count})", world.uid),
     };
     format!(
-        "{slots}{publication} in {} on {} (the source keeps its log until the slots are dropped); schema penstock in {} on {}{volumes}",
-        source.connection.database, source.connection.host, sink.connection.database, sink.connection.host,
+        "{slots}{publication} in {} on {} (the source keeps its log until the slots are dropped); schema penstock in {} on {}{volumes}{}",
+        source.connection.database,
+        source.connection.host,
+        sink.connection.database,
+        sink.connection.host,
+        of_rollout(world),
     )
+}
+
+/// What is left of a revision beside the stable one. Such state cannot be adopted.
+fn of_rollout(world: &World) -> String {
+    let rollout = world.pipeline.status.as_ref().and_then(|status| status.rollout.as_ref());
+    rollout.map_or_else(String::new, |rollout| {
+        format!(
+            "; of revision {} beside it, with which nothing can be adopted: replication slots {} and schemas penstock_*_{} in the sink",
+            rollout.revision,
+            rollout.slots.join(", "),
+            rollout.revision
+        )
+    })
 }
 
 /// Slots and publication as the workers named them. A heir keeps the names of the first owner, which its own

@@ -11,7 +11,7 @@ use super::comparison;
 use super::shards::reporting;
 use super::stage::Stage;
 use super::verdict::{Course, Truth, Verdict};
-use crate::world::{KnownRevision, World};
+use crate::world::{KnownRevision, OutcomeKind, World};
 
 /// Reason of the event that something is left behind against `deletionPolicy: Delete`.
 pub(super) const LEFT_BEHIND: &str = "LeftBehind";
@@ -81,6 +81,24 @@ impl PlannedEvent {
         let note =
             format!("Revision {} applies changes; the workers and volumes of {old} are removed", target.name);
         Self::once("Replaced", "Replace", &format!("{}-{old}", target.number), note)
+    }
+
+    /// The canary has the tables that readers know.
+    pub(super) fn promoted(revision: &KnownRevision, previous: &KnownRevision) -> Self {
+        let note = format!(
+            "Revision {} writes the tables that readers know; {} follows the source for the way back",
+            revision.name, previous.name
+        );
+        Self::once("Promoted", "RollOut", &revision.number.to_string(), note)
+    }
+
+    /// The rollout of a canary is over.
+    pub(super) fn rollout_ended(revision: &KnownRevision, outcome: OutcomeKind, reason: &str) -> Self {
+        let kind = if outcome == OutcomeKind::Abandoned { EventKind::Normal } else { EventKind::Warning };
+        let note =
+            format!("Revision {} is removed, with its tables beside the live ones: {reason}", revision.name);
+        let word = format!("{outcome:?}");
+        Self { kind, ..Self::once(&word, "RollOut", &revision.number.to_string(), note) }
     }
 
     /// What `deletionPolicy: Retain` keeps, and how to go on from it.

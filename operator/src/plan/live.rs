@@ -1,12 +1,12 @@
 //! What to do about a pipeline that nobody deleted.
 
 use super::events::{PlannedEvent, transitions};
-use super::stage::{Stage, others, others_are_over, stage};
+use super::stage::{Crew, Lineup, Stage, others, others_are_over, stage};
 use super::{
     Doomed, DoomedKind, LOOK_AGAIN, Plan, PlanError, Step, comparison, directive, manifests, revision,
-    status, verdict,
+    rollout, status, verdict,
 };
-use crate::world::{ControlSecret, KnownRevision, Owned, WorkerPod, WorkerSet, World};
+use crate::world::{ControlSecret, Owned, WorkerSet, World};
 
 /// What to do about a pipeline that nobody deleted.
 pub(super) fn plan(world: &World) -> Result<Plan, PlanError> {
@@ -15,12 +15,15 @@ pub(super) fn plan(world: &World) -> Result<Plan, PlanError> {
     // 2. What brings it further?
     let mut steps = steps(world, &stage)?;
     steps.extend(directive::steps(world, &stage));
-    // 3. What is there to say about it?
-    let verdict = verdict::of(world, &stage);
+    // 3. What is tried beside it?
+    let rollout = rollout::rollout(world, &stage)?;
+    steps.extend(rollout.steps.iter().cloned());
+    // 4. What is there to say about it?
+    let verdict = verdict::of(world, &stage, &rollout);
     steps.extend(transitions(world, &stage, &verdict).into_iter().map(Step::Emit));
-    // 4. Is the sink what the source is? Last, because nothing else depends on it.
+    // 5. Is the sink what the source is? Last, because nothing else depends on it.
     let comparison = comparison::comparison(world, &stage)?;
-    let status = status::of(world, &stage, &verdict, &comparison);
+    let status = status::of(world, &stage, &verdict, (&comparison, &rollout));
     steps.extend(comparison.steps);
     Ok(Plan { steps, waits_for: verdict.waits_for(), status: Some(status), look_again: Some(LOOK_AGAIN) })
 }
@@ -33,14 +36,16 @@ fn steps(world: &World, stage: &Stage<'_>) -> Result<Vec<Step>, PlanError> {
             Step::Apply(manifests::controller_revision(world, revision)?),
             Step::Emit(PlannedEvent::minted(revision)),
         ]),
-        Stage::Stop { target } => stop_others(world, target),
-        Stage::Run { target, replicas, outdated, missing, .. } => {
+        Stage::Stop { lineup } => stop_others(world, lineup),
+        Stage::Run { lineup, missing } => {
             let mut steps = shared_objects(world);
             if missing.is_none() {
-                steps.extend(run(world, target, *replicas, outdated)?);
+                for crew in lineup.crews() {
+                    steps.extend(run(world, crew)?);
+                }
             }
             if others_are_over(stage) {
-                steps.extend(retire_others(world, target));
+                steps.extend(retire_others(world, lineup));
             }
             steps.extend(forget_old_revisions(world));
             Ok(steps)
@@ -49,15 +54,15 @@ fn steps(world: &World, stage: &Stage<'_>) -> Result<Vec<Step>, PlanError> {
 }
 
 /// Scales every other revision to zero; its workers stop at an exact position.
-fn stop_others(world: &World, target: &KnownRevision) -> Result<Vec<Step>, PlanError> {
+fn stop_others(world: &World, lineup: &Lineup<'_>) -> Result<Vec<Step>, PlanError> {
     let mut steps = Vec::new();
-    for set in others(world, &target.name).filter(|set| !set.is_deleting) {
+    for set in others(world, lineup).filter(|set| !set.is_deleting) {
         match world.revisions.iter().find(|revision| revision.name == set.object.revision) {
             Some(revision) => steps.push(Step::Apply(manifests::stateful_set(world, revision, 0)?)),
             None => steps.push(delete(DoomedKind::StatefulSet, &set.object)),
         }
         if set.replicas_wanted > 0 {
-            steps.push(Step::Emit(PlannedEvent::replacing(&set.object.revision, target)));
+            steps.push(Step::Emit(PlannedEvent::replacing(&set.object.revision, &lineup.stable.revision)));
         }
     }
     Ok(steps)
@@ -65,17 +70,12 @@ fn stop_others(world: &World, target: &KnownRevision) -> Result<Vec<Step>, PlanE
 
 /// Brings the workers to the spec as it is now. Outdated ones go all at once, whatever state they are in;
 /// when there should be none at all, the StatefulSet ends them.
-fn run(
-    world: &World,
-    target: &KnownRevision,
-    replicas: u16,
-    outdated: &[&WorkerPod],
-) -> Result<Vec<Step>, PlanError> {
+fn run(world: &World, crew: &Crew<'_>) -> Result<Vec<Step>, PlanError> {
     let mut steps = vec![
-        Step::Apply(manifests::config_map(world, target)?),
-        Step::Apply(manifests::stateful_set(world, target, replicas)?),
+        Step::Apply(manifests::config_map(world, &crew.revision)?),
+        Step::Apply(manifests::stateful_set(world, &crew.revision, crew.replicas)?),
     ];
-    let doomed = outdated.iter().filter(|pod| replicas > 0 && !pod.is_deleting);
+    let doomed = crew.outdated.iter().filter(|pod| crew.replicas > 0 && !pod.is_deleting);
     steps.extend(doomed.map(|pod| {
         Step::Delete(Doomed { kind: DoomedKind::Pod, name: pod.name.clone(), uid: pod.uid.clone() })
     }));
@@ -97,9 +97,10 @@ fn shared_objects(world: &World) -> Vec<Step> {
 }
 
 /// Removes the workers, volumes and manifests of other revisions.
-fn retire_others(world: &World, target: &KnownRevision) -> Vec<Step> {
-    let is_other = |object: &&Owned| object.revision != target.name;
-    let sets: Vec<&WorkerSet> = others(world, &target.name).filter(|set| !set.is_deleting).collect();
+fn retire_others(world: &World, lineup: &Lineup<'_>) -> Vec<Step> {
+    let target = &lineup.stable.revision;
+    let is_other = |object: &&Owned| !lineup.has(&object.revision);
+    let sets: Vec<&WorkerSet> = others(world, lineup).filter(|set| !set.is_deleting).collect();
     let mut steps: Vec<Step> =
         sets.iter().map(|set| Step::Emit(PlannedEvent::replaced(&set.object.revision, target))).collect();
     steps.extend(sets.iter().map(|set| delete(DoomedKind::StatefulSet, &set.object)));

@@ -9,6 +9,7 @@ mod events;
 mod live;
 pub(crate) mod manifests;
 mod revision;
+mod rollout;
 mod schedule;
 mod secrets;
 mod shards;

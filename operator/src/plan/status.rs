@@ -9,6 +9,7 @@ use penstock_crds::revision::RevisionName;
 use penstock_crds::{CdcPipeline, CdcPipelineStatus};
 
 use super::comparison::Comparison;
+use super::rollout::{self, Beside, Rollout};
 use super::shards::{Shard, reporting};
 use super::stage::Stage;
 use super::verdict::{Course, Truth, Verdict};
@@ -47,7 +48,7 @@ pub(super) fn of(
     world: &World,
     stage: &Stage<'_>,
     verdict: &Verdict,
-    comparison: &Comparison<'_>,
+    (comparison, rollout): (&Comparison<'_>, &Rollout),
 ) -> CdcPipelineStatus {
     let before = before(world);
     let reports = reports(stage);
@@ -66,8 +67,20 @@ pub(super) fn of(
     findings.push(snapshot(stage, verdict));
     let (truth, reason, message) = comparison.finding(world.name());
     findings.push(Finding::new(ConditionType::SourceMatches, truth, reason, message));
+    findings.extend(of_rollout(world, stage, rollout));
+    let beside = |is_it: &dyn Fn(Beside) -> bool| {
+        let status = rollout.status.as_ref().filter(|_| rollout.beside.is_some_and(is_it));
+        status.map(|status| status.revision.clone())
+    };
+    let canary_revision = beside(&|is| matches!(is, Beside::Canary { .. }));
+    let required = world.pipeline.spec.rollout.comparison.required_matches;
+    let matches = rollout.status.as_ref().filter(|_| canary_revision.is_some());
     CdcPipelineStatus {
         stable_revision,
+        matches: matches.map(|status| format!("{}/{required}", status.matches.min(required))),
+        canary_revision,
+        previous_revision: beside(&|is| is == Beside::Previous),
+        rollout: rollout.status.clone(),
         tables_copied,
         slots,
         publication,
@@ -76,6 +89,21 @@ pub(super) fn of(
         lag: reports.as_deref().and_then(lag),
         ..common(world, verdict, findings)
     }
+}
+
+/// What there is to say while something is beside the stable revision.
+fn of_rollout(world: &World, stage: &Stage<'_>, rollout: &Rollout) -> Option<Finding> {
+    let lineup = stage.lineup()?;
+    let (kind, (truth, reason, message)) = match (rollout.beside?, &lineup.beside, &rollout.status) {
+        (Beside::Canary { .. }, _, Some(status)) => {
+            (ConditionType::CanaryMatching, rollout::matching(world, lineup, status))
+        }
+        (Beside::Previous, Some(previous), _) => {
+            (ConditionType::RollbackAvailable, rollout::way_back(world, lineup, previous))
+        }
+        (Beside::Canary { .. } | Beside::Previous | Beside::Leaving, _, _) => return None,
+    };
+    Some(Finding::new(kind, truth, reason, message))
 }
 
 /// The status of a pipeline that is being deleted.
@@ -96,6 +124,7 @@ pub(super) fn of_deletion(world: &World, verdict: &Verdict) -> CdcPipelineStatus
         slots: before.slots,
         publication: before.publication,
         source_comparison: before.source_comparison,
+        rollout: before.rollout,
         ..common(world, verdict, findings)
     }
 }

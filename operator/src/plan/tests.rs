@@ -5,5 +5,6 @@ mod decided;
 mod golden;
 mod masks;
 mod properties;
+mod rollout;
 pub(crate) mod scene;
 mod schedule;

@@ -2,10 +2,12 @@
 
 use penstock_crds::conditions::{ConditionReason, OperatorReason};
 use penstock_crds::report::{Policy, Problem, Reason, WorkerPhase};
+use penstock_crds::revision::RevisionName;
 use penstock_crds::status::Phase;
 
+use super::rollout::{Beside, Rollout};
 use super::shards::{Shard, reporting};
-use super::stage::{Stage, others};
+use super::stage::{Crew, Lineup, Meant, Stage, others};
 use crate::names::of_revision;
 use crate::world::{KnownRevision, PodTrouble, WorkerPod, World};
 
@@ -85,7 +87,7 @@ pub(super) fn unobserved(before: Option<Phase>, error: &str) -> Verdict {
 }
 
 /// What there is to say about a pipeline that nobody deleted.
-pub(super) fn of(world: &World, stage: &Stage<'_>) -> Verdict {
+pub(super) fn of(world: &World, stage: &Stage<'_>, rollout: &Rollout) -> Verdict {
     if let Some(refusal) = &world.refused {
         return Verdict::stuck(
             OperatorReason::ApiRefused,
@@ -115,11 +117,76 @@ pub(super) fn of(world: &World, stage: &Stage<'_>) -> Verdict {
             ),
         ),
         Stage::Hold { missing } => Verdict::stuck(Reason::CredentialsMissing, missing.clone()),
-        Stage::Stop { target } => of_stop(world, target),
-        Stage::Run { replicas: 0, .. } => of_pause(world),
-        Stage::Run { target, shards, outdated, missing, .. } => of_update(outdated, missing.as_deref())
-            .unwrap_or_else(|| of_run(world, target, shards, missing.as_deref())),
+        Stage::Stop { lineup } => of_stop(world, lineup),
+        Stage::Run { .. } if world.pipeline.spec.paused => of_pause(world),
+        Stage::Run { lineup, missing } => {
+            let verdict = of_crew(world, &lineup.stable, missing.as_deref());
+            if verdict.course == Course::Settled {
+                of_rollout(world, lineup, rollout).unwrap_or(verdict)
+            } else {
+                verdict
+            }
+        }
     }
+}
+
+fn of_crew(world: &World, crew: &Crew<'_>, missing: Option<&str>) -> Verdict {
+    of_update(&crew.outdated, missing).unwrap_or_else(|| of_run(world, &crew.revision, &crew.shards, missing))
+}
+
+/// What there is to say of a revision that the spec means and that does not write the tables which readers know, while another one
+/// does as it should.
+fn of_rollout(world: &World, lineup: &Lineup<'_>, rollout: &Rollout) -> Option<Verdict> {
+    let stable = &lineup.stable.revision.name;
+    let moving =
+        |reason: OperatorReason, message: String| Some(Verdict::moving(Phase::RollingOut, reason, message));
+    match (lineup.meant, rollout.beside, &lineup.beside) {
+        (Meant::Stable, _, _) => None,
+        (Meant::Barred, _, _) => Some(of_barred(world, stable)),
+        (Meant::Another, _, _) | (Meant::Beside, None, _) | (_, _, None) => {
+            moving(OperatorReason::Removing, "What is beside the stable revision is removed first".into())
+        }
+        (Meant::Beside, Some(Beside::Leaving), Some(beside)) if beside.revision.course.is_barred => {
+            Some(of_barred(world, stable))
+        }
+        (Meant::Beside, Some(Beside::Leaving), Some(beside)) => moving(
+            OperatorReason::Removing,
+            format!("Revision {} is removed; it is tried again afterwards", beside.revision.name),
+        ),
+        (Meant::Beside, Some(Beside::Previous), Some(beside)) => moving(
+            OperatorReason::CanaryRunning,
+            format!("The tables are given back to revision {}", beside.revision.name),
+        ),
+        (Meant::Beside, Some(Beside::Canary { waits }), Some(beside)) => {
+            let own = of_crew(world, beside, None);
+            let name = &beside.revision.name;
+            if own.course != Course::Settled {
+                let message = format!(
+                    "Revision {stable} applies changes as they arrive. The canary {name}: {}",
+                    own.message
+                );
+                return Some(Verdict { phase: Phase::RollingOut, ready: Truth::False, message, ..own });
+            }
+            let reason =
+                if waits { OperatorReason::WaitsForPromotion } else { OperatorReason::CanaryRunning };
+            moving(reason, super::rollout::progress(world, lineup, rollout))
+        }
+    }
+}
+
+/// It is the spec that has to change.
+fn of_barred(world: &World, stable: &RevisionName) -> Verdict {
+    let barred = world.revisions.iter().filter(|revision| revision.course.is_barred);
+    let newest = barred.max_by_key(|revision| revision.number);
+    let (name, reason) = newest.map_or_else(Default::default, |revision| {
+        let reason = revision.course.outcome.as_ref().map(|outcome| outcome.reason.clone());
+        (revision.name.to_string(), reason.unwrap_or_default())
+    });
+    let message = format!(
+        "Revision {stable} applies changes as they arrive. What the spec means, revision {name}, is not tried again: {reason}. Change the \
+         spec, or set it back to that of {stable}"
+    );
+    Verdict { phase: Phase::Streaming, ..Verdict::stuck(OperatorReason::RevisionRejected, message) }
 }
 
 fn of_mint(world: &World) -> Verdict {
@@ -131,12 +198,13 @@ fn of_mint(world: &World) -> Verdict {
     Verdict::moving(phase, reason, "A revision is made of the spec as it is now".into())
 }
 
-fn of_stop(world: &World, target: &KnownRevision) -> Verdict {
-    let mut left: Vec<&str> =
-        world.pods.iter().filter(|pod| pod.revision != target.name).map(|pod| pod.name.as_str()).collect();
+fn of_stop(world: &World, lineup: &Lineup<'_>) -> Verdict {
+    let target = &lineup.stable.revision;
+    let others_pods = world.pods.iter().filter(|pod| !lineup.has(&pod.revision));
+    let mut left: Vec<&str> = others_pods.map(|pod| pod.name.as_str()).collect();
     left.sort_unstable();
     let message = if left.is_empty() {
-        let sets: Vec<&str> = others(world, &target.name).map(|set| set.object.name.as_str()).collect();
+        let sets: Vec<&str> = others(world, lineup).map(|set| set.object.name.as_str()).collect();
         format!("Waits until Kubernetes says that the StatefulSet {} has no pods left", sets.join(", "))
     } else {
         format!("Revision {} starts when these pods are gone: {}", target.name, left.join(", "))

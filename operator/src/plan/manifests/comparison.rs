@@ -10,16 +10,16 @@ use penstock_crds::names::ANNOTATION_COMPARE_SOURCE;
 use penstock_crds::report::Decisions;
 
 use super::config::compared_spec;
-use super::pod::{container, folder_arguments, mount_mask_keys, pod_spec};
+use super::pod::{container, folder_arguments, lineage_arguments, mount_mask_keys, pod_spec};
 use super::{Manifest, labels, metadata};
 use crate::names::{ANNOTATION_DECISIONS, ANNOTATION_SPEC, Component};
 use crate::plan::PlanError;
 use crate::world::{KnownRevision, World};
 
 /// Where Kubernetes looks for a container's last words.
-const TERMINATION_MESSAGE: &str = "/dev/termination-log";
+pub(super) const TERMINATION_MESSAGE: &str = "/dev/termination-log";
 /// How long a Job that has ended is kept, if no other comparison begins: its log names the rows that differ.
-const KEPT_SECONDS: i32 = 3600;
+pub(super) const KEPT_SECONDS: i32 = 3600;
 
 /// The Job that compares the sink with the source, for this token of the annotation if there is one. It keeps what was
 /// decided about dead ends before it began.
@@ -35,6 +35,7 @@ pub(crate) fn comparison_job(
     let mut args: Vec<String> = ["compare", "--source", "--format", "json"].map(str::to_owned).into();
     args.extend(["--termination-message".to_owned(), TERMINATION_MESSAGE.to_owned()]);
     args.extend(folder_arguments());
+    args.extend(lineage_arguments(revision));
     let mut container = container(world, "compare", &revision.minted.image, args);
     container.termination_message_path = Some(TERMINATION_MESSAGE.into());
     container.resources.get_or_insert_with(default_resources);
@@ -71,7 +72,7 @@ pub(crate) fn comparison_job(
 }
 
 /// What it needs with the changes of one table in memory, and some room.
-fn default_resources() -> ResourceRequirements {
+pub(super) fn default_resources() -> ResourceRequirements {
     let sizes = |sizes: &[(&str, &str)]| {
         Some(sizes.iter().map(|(name, size)| ((*name).to_owned(), Quantity((*size).to_owned()))).collect())
     };

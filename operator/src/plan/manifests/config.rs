@@ -83,6 +83,7 @@ fn worker_spec(spec: &CdcPipelineSpec, revision: &KnownRevision) -> CdcPipelineS
     spec.paused = false;
     spec.deletion_policy = penstock_crds::spec::DeletionPolicy::default();
     spec.source_comparison = penstock_crds::comparison::SourceComparison::default();
+    spec.rollout = penstock_crds::rollout::Rollout::default();
     spec.source.postgres.tables.clone_from(&data.tables);
     spec.transforms.clone_from(&data.transforms);
     spec.sink.postgres.schema_map.clone_from(&data.schema_map);

@@ -4,6 +4,7 @@ mod clean_up;
 mod comparison;
 mod config;
 mod pod;
+mod rollout;
 mod stateful_set;
 
 use std::collections::BTreeMap;
@@ -21,11 +22,12 @@ use serde::Serialize;
 pub(crate) use clean_up::clean_up_job;
 pub(crate) use comparison::comparison_job;
 pub(crate) use config::{adopted_uid, compared_spec, config_map};
+pub(crate) use rollout::rollout_job;
 pub(crate) use stateful_set::{stateful_set, workers_made_from};
 
-use crate::names::{self, Component, LABEL_COMPONENT, LABEL_MANAGED_BY, MANAGED_BY};
+use crate::names::{self, ANNOTATION_COURSE, Component, LABEL_COMPONENT, LABEL_MANAGED_BY, MANAGED_BY};
 use crate::plan::PlanError;
-use crate::world::{KnownRevision, World};
+use crate::world::{KnownRevision, RevisionCourse, World};
 
 /// An object to apply.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -136,6 +138,10 @@ pub(crate) fn controller_revision(world: &World, revision: &KnownRevision) -> Re
         Some(&revision.name),
     );
     metadata.labels.get_or_insert_default().remove(LABEL_COMPONENT);
+    if revision.course != RevisionCourse::default() {
+        let course = serde_json::to_string(&revision.course)?;
+        metadata.annotations = Some(BTreeMap::from([(ANNOTATION_COURSE.to_owned(), course)]));
+    }
     Ok(Manifest::ControllerRevision(Box::new(ControllerRevision {
         metadata,
         data: Some(serde_json::from_value(serde_json::to_value(&revision.minted)?)?),

@@ -82,6 +82,12 @@ pub(super) fn folder_arguments() -> Vec<String> {
     .collect()
 }
 
+/// Whose state is meant, as an argument of the worker; none: that which the pipeline began with, which older workers know, too.
+pub(super) fn lineage_arguments(revision: &KnownRevision) -> Vec<String> {
+    let lineage = revision.course.lineage.iter();
+    lineage.flat_map(|lineage| ["--lineage".to_owned(), lineage.clone()]).collect()
+}
+
 /// The two ends of a pipeline, as their folders are called.
 fn ends(world: &World) -> [(&'static str, &PostgresConnection); 2] {
     let spec = &world.pipeline.spec;

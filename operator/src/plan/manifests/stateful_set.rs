@@ -16,7 +16,9 @@ use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use penstock_crds::names::{DIR_CONTROL, DIR_STATE, LABEL_UID, PORT_CONTROL, PORT_HEALTH};
 
 use super::config::made_from;
-use super::pod::{container, folder_arguments, mount_mask_keys, pod_spec, read_only, secret_volume};
+use super::pod::{
+    container, folder_arguments, lineage_arguments, mount_mask_keys, pod_spec, read_only, secret_volume,
+};
 use super::{Manifest, labels, metadata};
 use crate::names::{self, ANNOTATION_MANIFEST, Component, LABEL_POD_INDEX};
 use crate::plan::PlanError;
@@ -118,6 +120,7 @@ fn worker_container(world: &World, revision: &KnownRevision) -> Container {
         ("--control-address", format!("0.0.0.0:{PORT_CONTROL}")),
     ];
     args.extend(own.into_iter().flat_map(|(flag, value)| [flag.to_owned(), value]));
+    args.extend(lineage_arguments(revision));
 
     let mut container = container(world, "worker", &revision.minted.image, args);
     container.env = Some(vec![EnvVar {

@@ -15,7 +15,8 @@ use penstock_crds::revision::{DataAffecting, MintedRevision, RevisionName};
 use crate::plan::manifests::workers_made_from;
 use crate::plan::{Plan, plan};
 use crate::world::{
-    Answer, ControlSecret, KnownRevision, Owned, PodTrouble, SecretKeys, WorkerPod, WorkerSet, World,
+    Answer, ControlSecret, KnownRevision, Owned, PodTrouble, RevisionCourse, SecretKeys, WorkerPod,
+    WorkerSet, World,
 };
 
 pub(crate) const UID: &str = "0b7c5a1e-6f3a-4c55-9d0e-2f7d0c9f1a11";
@@ -77,6 +78,8 @@ pub(crate) fn created() -> World {
         comparisons: Vec::new(),
         comparison_pods: Vec::new(),
         comparison_refused: None,
+        rollout_jobs: Vec::new(),
+        rollout_pods: Vec::new(),
         taken: Vec::new(),
         refused: None,
     }
@@ -96,6 +99,7 @@ pub(crate) fn revision(world: &World, number: i64) -> KnownRevision {
         number,
         minted: MintedRevision { image: data.image.clone().unwrap_or_else(|| IMAGE.into()), data },
         uid: format!("revision-{number}"),
+        course: RevisionCourse::default(),
     }
 }
 
