@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use penstock_crds::CdcPipelineStatus;
 use penstock_crds::conditions::ConditionType;
+use penstock_crds::report::LineageRole;
 use penstock_crds::status::Phase;
 use prometheus_client::encoding::text::encode;
 use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue, LabelValueEncoder};
@@ -216,6 +217,10 @@ impl Metrics {
                 self.silent.get_or_create(&pipeline).inc();
             }
             let Some(report) = pod.report(world.now) else { continue };
+            // What is beside the tables that readers know has figures of its own, at its worker.
+            if matches!(report.role, Some(LineageRole::Canary | LineageRole::Previous)) {
+                continue;
+            }
             let labels = ShardLabels {
                 namespace: pipeline.namespace.clone(),
                 pipeline: pipeline.pipeline.clone(),
@@ -360,6 +365,19 @@ mod tests {
             "{text}"
         );
         assert!(!text.contains("shard=\"0\""), "{text}");
+    }
+
+    #[test]
+    fn the_figures_of_a_canary_are_not_taken_for_those_of_what_readers_see() {
+        let metrics = Metrics::default();
+        let mut world = in_phase(WorkerPhase::Streaming);
+        for pod in &mut world.pods {
+            let Answer::Report { report, .. } = &mut pod.answer else { unreachable!() };
+            report.role = Some(if pod.shard == 0 { LineageRole::Stable } else { LineageRole::Canary });
+        }
+        metrics.show(&world, Some(Phase::RollingOut), false);
+        let text = metrics.text().unwrap();
+        assert!(text.contains("shard=\"0\"") && !text.contains("shard=\"1\""), "{text}");
     }
 
     /// The status after a comparison.

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
 use k8s_openapi::api::batch::v1::Job;
@@ -150,7 +150,13 @@ async fn a_changed_transform_is_promoted_after_its_matches_and_given_back_withou
 
     // Back again, with what was written meanwhile.
     let order = order(&pipeline, "RollbackAvailable", "penstock.dev/roll-back").await?;
+    let ordered = Instant::now();
     annotate(&pipeline, "penstock.dev/roll-back", &order).await?;
+    while columns(&stage).await? != "id,body,remark" {
+        ensure!(ordered.elapsed() < PATIENCE, "the old table is not back");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    println!("From the order to the old table where readers look: {} ms", ordered.elapsed().as_millis());
     wait_for_status(&pipeline, "the old revision is stable", |status| {
         status.stable_revision == old && status.previous_revision.is_none()
     })

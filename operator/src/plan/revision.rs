@@ -125,7 +125,7 @@ pub(super) fn stable_among<'a>(world: &World, heads: &[&'a KnownRevision]) -> Op
     let said = world.pipeline.status.as_ref().and_then(|status| status.stable_revision.as_deref());
     says.or_else(|| if others_deny { find(&is_silent) } else { None })
         .or_else(|| heads.iter().copied().find(|head| Some(head.name.0.as_str()) == said))
-        .or_else(|| heads.first().copied())
+        .or_else(|| heads.iter().copied().find(|head| !head.course.is_leaving))
 }
 
 /// What a revision is to the pipeline, if all its workers say the same.

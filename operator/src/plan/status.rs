@@ -80,7 +80,8 @@ pub(super) fn of(
         matches: matches.map(|status| format!("{}/{required}", status.matches.min(required))),
         canary_revision,
         previous_revision: beside(&|is| is == Beside::Previous),
-        rollout: rollout.status.clone(),
+        // Where nobody can look at it, it stands as it did.
+        rollout: rollout.status.clone().or_else(|| before.rollout.filter(|_| stage.lineup().is_none())),
         tables_copied,
         slots,
         publication,

@@ -1,5 +1,6 @@
 //! Plans as golden files, one per situation, and what holds of every plan.
 
+mod cluster;
 mod comparison;
 mod decided;
 mod golden;

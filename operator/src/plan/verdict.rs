@@ -122,7 +122,7 @@ pub(super) fn of(world: &World, stage: &Stage<'_>, rollout: &Rollout) -> Verdict
         Stage::Run { lineup, missing } => {
             let verdict = of_crew(world, &lineup.stable, missing.as_deref());
             if verdict.course == Course::Settled {
-                of_rollout(world, lineup, rollout).unwrap_or(verdict)
+                of_rollout(world, (lineup, missing.as_deref()), rollout).unwrap_or(verdict)
             } else {
                 verdict
             }
@@ -136,7 +136,11 @@ fn of_crew(world: &World, crew: &Crew<'_>, missing: Option<&str>) -> Verdict {
 
 /// What there is to say of a revision that the spec means and that does not write the tables which readers know, while another one
 /// does as it should.
-fn of_rollout(world: &World, lineup: &Lineup<'_>, rollout: &Rollout) -> Option<Verdict> {
+fn of_rollout(
+    world: &World,
+    (lineup, missing): (&Lineup<'_>, Option<&str>),
+    rollout: &Rollout,
+) -> Option<Verdict> {
     let stable = &lineup.stable.revision.name;
     let moving =
         |reason: OperatorReason, message: String| Some(Verdict::moving(Phase::RollingOut, reason, message));
@@ -158,7 +162,7 @@ fn of_rollout(world: &World, lineup: &Lineup<'_>, rollout: &Rollout) -> Option<V
             format!("The tables are given back to revision {}", beside.revision.name),
         ),
         (Meant::Beside, Some(Beside::Canary { waits }), Some(beside)) => {
-            let own = of_crew(world, beside, None);
+            let own = of_crew(world, beside, missing);
             let name = &beside.revision.name;
             if own.course != Course::Settled {
                 let message = format!(

@@ -58,15 +58,17 @@ pub(super) enum Beside {
 /// How the rollout of a living pipeline stands.
 pub(super) fn rollout(world: &World, stage: &Stage<'_>) -> Result<Rollout, PlanError> {
     let Some(lineup) = stage.lineup() else { return Ok(Rollout::default()) };
+    let mut always = release(world)?;
+    always.extend(complaints(world).map(Step::Emit));
     let Some(beside) = &lineup.beside else {
         let steps = world.rollout_jobs.iter().filter(|job| is_of_no_use(job)).map(delete_job);
-        return Ok(Rollout { steps: steps.chain(release(world)?).collect(), ..Rollout::default() });
+        return Ok(Rollout { steps: steps.chain(always).collect(), ..Rollout::default() });
     };
     let mut rollout = Rollouter { world, lineup, beside, status: recorded(world, beside), steps: Vec::new() };
     rollout.name_slots();
     let finding = rollout.settle();
     let is = rollout.proceed(finding)?;
-    rollout.steps.extend(release(world)?);
+    rollout.steps.extend(always);
     Ok(Rollout { steps: rollout.steps, status: Some(rollout.status), beside: Some(is) })
 }
 
@@ -93,6 +95,21 @@ fn release(world: &World) -> Result<Vec<Step>, PlanError> {
         Ok(Step::Apply(manifests::controller_revision(world, &released)?))
     };
     world.revisions.iter().filter(is_barred).map(release).collect()
+}
+
+/// What is wrong with annotations that name no revision.
+fn complaints(world: &World) -> impl Iterator<Item = PlannedEvent> {
+    let annotations = world.pipeline.metadata.annotations.as_ref();
+    let orders = [ANNOTATION_PROMOTE, ANNOTATION_ABORT, ANNOTATION_ROLL_BACK].into_iter();
+    orders.filter_map(move |annotation| {
+        let text = annotations?.get(annotation).filter(|text| !text.is_empty())?;
+        let names_one = text.trim().rsplit_once('-').is_some_and(|(name, number)| {
+            number.parse::<i64>().is_ok() && world.revisions.iter().any(|known| known.name.0 == name)
+        });
+        let why =
+            "it names a revision that is kept and its number, such as r1a2b3c4d-2, as the conditions do";
+        (!names_one).then(|| PlannedEvent::annotation_invalid(annotation, text, why))
+    })
 }
 
 struct Rollouter<'a, 'w> {

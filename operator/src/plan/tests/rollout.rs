@@ -1,218 +1,21 @@
-//! Rollouts, step by step, in a cluster and a sink that are made up: Jobs run, tables change places, workers say whose they are.
+//! Rollouts, step by step, in a cluster and a sink that are made up.
 
-use penstock_crds::comparison::{ComparisonResult, ComparisonVerdict, DifferentTable};
+use penstock_crds::comparison::{ComparisonResult, ComparisonVerdict};
 use penstock_crds::names::{ANNOTATION_ABORT, ANNOTATION_PROMOTE, ANNOTATION_ROLL_BACK};
-use penstock_crds::report::{LineageRole, WorkerPhase};
-use penstock_crds::revision::RevisionName;
-use penstock_crds::rollout::{Promotion, RolloutTask, Strategy};
+use penstock_crds::report::LineageRole;
+use penstock_crds::rollout::{Promotion, RolloutTask, Strategy as RolloutStrategy};
+use proptest::prelude::*;
 
+use super::cluster::{Cluster, different, order};
 use super::golden::golden;
 use super::scene::*;
-use crate::plan::{DoomedKind, Manifest, Step};
-use crate::world::{ComparisonProgress, KnownRevision, OutcomeKind, RolloutJob, World};
-
-/// A cluster and a sink that do what a plan says.
-struct Cluster {
-    world: World,
-    /// The revision whose tables readers know, and the one beside it.
-    stable: RevisionName,
-    previous: Option<RevisionName>,
-    /// What the next comparisons find.
-    finds: ComparisonResult,
-    /// What became of Jobs, in order.
-    done: Vec<RolloutTask>,
-}
-
-impl Cluster {
-    /// A pipeline that streams, whose spec has just got another image.
-    fn with_a_new_image() -> Self {
-        let mut world = at_rest();
-        world.pipeline.spec.rollout.strategy = Strategy::Canary;
-        world.pipeline.spec.rollout.comparison.interval = "1m".into();
-        world.pipeline.spec.rollout.comparison.required_matches = 2;
-        let stable = world.revisions[0].name.clone();
-        let mut cluster =
-            Self { world, stable, previous: None, finds: ComparisonResult::done(), done: Vec::new() };
-        cluster.image("worker:2");
-        cluster
-    }
-
-    fn image(&mut self, image: &str) {
-        self.world.pipeline.spec.worker.image = Some(image.into());
-    }
-
-    fn annotate(&mut self, annotation: &str, value: &str) {
-        self.world
-            .pipeline
-            .metadata
-            .annotations
-            .get_or_insert_default()
-            .insert(annotation.into(), value.into());
-    }
-
-    /// Carries plans out until nothing is left to do for a minute and more, at most so many.
-    fn settle(&mut self) {
-        for _ in 0..60 {
-            self.step();
-        }
-    }
-
-    /// Carries one plan out; what Kubernetes and the workers do follows.
-    fn step(&mut self) {
-        let plan = planned(&self.world);
-        for step in &plan.steps {
-            match step {
-                Step::Apply(Manifest::ControllerRevision(object)) => self.keep(object),
-                Step::Apply(Manifest::StatefulSet(object)) => {
-                    let labels = object.metadata.labels.as_ref().unwrap();
-                    let name = RevisionName(labels["penstock.dev/revision"].clone());
-                    let replicas = object.spec.as_ref().unwrap().replicas.unwrap();
-                    self.world.sets.retain(|set| set.object.revision != name);
-                    self.world.sets.push(set(&name, replicas, replicas == 0));
-                }
-                Step::Apply(Manifest::Job(object)) => {
-                    let metadata = &object.metadata;
-                    let task = metadata.annotations.as_ref().unwrap()["penstock.dev/task"].clone();
-                    let task = serde_json::from_value(task.into()).unwrap();
-                    self.run(task, metadata.name.clone().unwrap());
-                }
-                Step::Delete(doomed) if doomed.kind == DoomedKind::StatefulSet => {
-                    self.world.sets.retain(|set| set.object.uid != doomed.uid);
-                }
-                Step::Delete(doomed) if doomed.kind == DoomedKind::Job => {
-                    self.world.rollout_jobs.retain(|job| job.uid != doomed.uid);
-                }
-                Step::AddFinalizer
-                | Step::RemoveFinalizer
-                | Step::Apply(_)
-                | Step::IssueControlSecret
-                | Step::Delete(_)
-                | Step::Direct { .. }
-                | Step::Emit(_) => {}
-            }
-        }
-        self.world.pipeline.status = plan.status;
-        self.world.now += jiff::SignedDuration::from_secs(10);
-        self.answer();
-    }
-
-    fn keep(&mut self, object: &k8s_openapi::api::apps::v1::ControllerRevision) {
-        let labels = object.metadata.labels.as_ref().unwrap();
-        let name = RevisionName(labels["penstock.dev/revision"].clone());
-        let annotations = object.metadata.annotations.clone().unwrap_or_default();
-        let course = annotations.get("penstock.dev/course").map(|text| serde_json::from_str(text).unwrap());
-        let data = serde_json::to_value(object.data.as_ref().unwrap()).unwrap();
-        let kept = KnownRevision {
-            name: name.clone(),
-            number: object.revision,
-            minted: serde_json::from_value(data).unwrap(),
-            uid: format!("uid-{name}"),
-            course: course.unwrap_or_default(),
-        };
-        self.world.revisions.retain(|revision| revision.name != name);
-        self.world.revisions.push(kept);
-    }
-
-    /// What a Job does is done at once; that it ended is seen at the next look.
-    fn run(&mut self, task: RolloutTask, name: String) {
-        let beside = self.beside();
-        self.done.push(task);
-        let is_equal = self.finds.verdict == ComparisonVerdict::Equal;
-        match task {
-            RolloutTask::Promote if is_equal => {
-                self.previous = Some(std::mem::replace(&mut self.stable, beside.unwrap()));
-            }
-            RolloutTask::RollBack => {
-                self.stable = self.previous.take().unwrap();
-            }
-            RolloutTask::CleanUp => {
-                assert_ne!(beside.as_ref(), Some(&self.stable), "what readers know is removed");
-                self.previous = None;
-            }
-            RolloutTask::Promote | RolloutTask::Compare => {}
-        }
-        let result = match task {
-            RolloutTask::Compare | RolloutTask::Promote => self.finds.clone(),
-            RolloutTask::RollBack | RolloutTask::CleanUp => ComparisonResult::done(),
-        };
-        self.world.rollout_jobs.push(RolloutJob {
-            uid: format!("uid-{name}"),
-            name,
-            task,
-            created: self.world.now,
-            is_deleting: false,
-            progress: ComparisonProgress::Ended { at: self.world.now, result },
-        });
-    }
-
-    fn beside(&self) -> Option<RevisionName> {
-        let others = self.world.sets.iter().map(|set| &set.object.revision);
-        others.into_iter().find(|name| **name != self.stable).cloned()
-    }
-
-    /// Every worker that should run streams, and says what the sink says of it.
-    fn answer(&mut self) {
-        let mut pods = Vec::new();
-        for set in &self.world.sets {
-            let name = &set.object.revision;
-            let role = if *name == self.stable {
-                LineageRole::Stable
-            } else if self.previous.as_ref() == Some(name) {
-                LineageRole::Previous
-            } else {
-                LineageRole::Canary
-            };
-            for shard in 0..u16::try_from(set.replicas_wanted).unwrap() {
-                let mut report = report(name, shard, WorkerPhase::Streaming);
-                report.role = Some(role);
-                let answer = crate::world::Answer::Report { report: Box::new(report), at: self.world.now };
-                pods.push(pod(name, shard, answer));
-            }
-        }
-        self.world.pods = pods;
-        self.world = up_to_date(self.world.clone());
-    }
-
-    fn meant(&self) -> KnownRevision {
-        let name = crate::plan::target_revision(&self.world.pipeline).unwrap();
-        self.world.revisions.iter().find(|revision| revision.name == name).unwrap().clone()
-    }
-
-    fn outcome(&self, name: &RevisionName) -> Option<OutcomeKind> {
-        let known = self.world.revisions.iter().find(|revision| revision.name == *name);
-        known?.course.outcome.as_ref().map(|outcome| outcome.outcome)
-    }
-
-    fn is_ready(&self) -> bool {
-        let conditions = &self.world.pipeline.status.as_ref().unwrap().conditions;
-        conditions.iter().any(|condition| condition.type_ == "Ready" && condition.status == "True")
-    }
-
-    fn sets(&self) -> Vec<&str> {
-        let mut sets: Vec<&str> = self.world.sets.iter().map(|set| set.object.revision.0.as_str()).collect();
-        sets.sort_unstable();
-        sets
-    }
-}
-
-fn order(revision: &KnownRevision) -> String {
-    format!("{}-{}", revision.name, revision.number)
-}
-
-fn different() -> ComparisonResult {
-    ComparisonResult {
-        verdict: ComparisonVerdict::Different,
-        tables: 3,
-        tables_different: 1,
-        different: vec![DifferentTable { table: "public.inventory".into(), rows: 2, is_at_least: false }],
-        ..ComparisonResult::done()
-    }
-}
+use crate::plan::{Manifest, Step};
+use crate::world::{Answer, OutcomeKind, SecretKeys};
 
 #[test]
 fn a_new_image_is_promoted_after_the_required_matches_and_the_old_one_goes_when_its_time_is_over() {
     let mut cluster = Cluster::with_a_new_image();
-    let old = cluster.stable.clone();
+    let old = cluster.stable();
     golden("120_canary_is_minted", &cluster.world);
     cluster.step();
     golden("121_canary_starts", &cluster.world);
@@ -222,23 +25,23 @@ fn a_new_image_is_promoted_after_the_required_matches_and_the_old_one_goes_when_
         cluster.step();
     }
     golden("123_enough_matches", &cluster.world);
-    while cluster.previous.is_none() {
+    while cluster.previous().is_none() {
         cluster.step();
     }
     golden("124_promoted", &cluster.world);
     cluster.settle();
     let new = cluster.meant();
-    assert_eq!((&cluster.stable, cluster.previous.as_ref()), (&new.name, Some(&old)));
+    assert_eq!((cluster.stable(), cluster.previous()), (new.name.clone(), Some(old.clone())));
     assert_eq!(new.course.lineage.as_ref(), Some(&new.name.0));
     assert_eq!(cluster.done, [RolloutTask::Compare, RolloutTask::Compare, RolloutTask::Promote]);
-    assert!(cluster.is_ready());
+    assert!(cluster.ready().0);
     golden("125_there_is_a_way_back", &cluster.world);
     cluster.world.now += jiff::SignedDuration::from_hours(24);
     cluster.answer();
     cluster.settle();
     assert_eq!(cluster.sets(), [new.name.0.as_str()]);
     assert_eq!(cluster.done.last(), Some(&RolloutTask::CleanUp));
-    assert!(cluster.is_ready());
+    assert!(cluster.ready().0);
 }
 
 #[test]
@@ -255,22 +58,25 @@ fn a_comparison_ends_once_per_interval_and_counts_once() {
 #[test]
 fn a_canary_that_differs_is_removed_and_not_tried_again_until_the_spec_changes() {
     let mut cluster = Cluster::with_a_new_image();
-    let old = cluster.stable.clone();
+    let old = cluster.stable();
     cluster.finds = different();
     cluster.settle();
     let wrong = cluster.meant();
     assert_eq!(cluster.outcome(&wrong.name), Some(OutcomeKind::Rejected));
-    assert_eq!((cluster.sets(), &cluster.stable), (vec![old.0.as_str()], &old));
+    assert_eq!((cluster.sets(), cluster.stable()), (vec![old.0.as_str()], old.clone()));
     assert_eq!(cluster.done, [RolloutTask::Compare, RolloutTask::CleanUp]);
     golden("126_rejected", &cluster.world);
     // The same once more, by way of another: it is tried again.
     cluster.finds = ComparisonResult::done();
     cluster.world.pipeline.spec.worker.image = None;
     cluster.settle();
-    assert!(cluster.is_ready());
+    assert!(cluster.ready().0);
     cluster.image("worker:2");
     cluster.settle();
-    assert_eq!((&cluster.stable, cluster.outcome(&wrong.name)), (&wrong.name, Some(OutcomeKind::Promoted)));
+    assert_eq!(
+        (cluster.stable(), cluster.outcome(&wrong.name)),
+        (wrong.name.clone(), Some(OutcomeKind::Promoted))
+    );
 }
 
 #[test]
@@ -290,18 +96,24 @@ fn a_manual_promotion_waits_for_its_annotation() {
     assert!(!cluster.done.contains(&RolloutTask::Promote));
     golden("128_waits_for_promotion", &cluster.world);
     let canary = cluster.meant();
-    cluster.annotate(ANNOTATION_PROMOTE, "rffffffff-2");
-    cluster.settle();
-    assert!(!cluster.done.contains(&RolloutTask::Promote), "another revision is meant");
+    for other in ["rffffffff-2", &canary.name.0] {
+        cluster.annotate(ANNOTATION_PROMOTE, other);
+        let told = planned(&cluster.world).steps;
+        assert!(
+            told.iter().any(|step| matches!(step, Step::Emit(event) if event.reason == "AnnotationInvalid"))
+        );
+        cluster.settle();
+        assert!(!cluster.done.contains(&RolloutTask::Promote), "another revision is meant");
+    }
     cluster.annotate(ANNOTATION_PROMOTE, &order(&canary));
     cluster.settle();
-    assert_eq!(cluster.stable, canary.name);
+    assert_eq!(cluster.stable(), canary.name);
 }
 
 #[test]
 fn an_annotation_ends_a_canary() {
     let mut cluster = Cluster::with_a_new_image();
-    let old = cluster.stable.clone();
+    let old = cluster.stable();
     cluster.step();
     cluster.step();
     let canary = cluster.meant();
@@ -316,12 +128,12 @@ fn an_annotation_ends_a_canary() {
 #[test]
 fn an_annotation_gives_the_tables_back_once() {
     let mut cluster = Cluster::with_a_new_image();
-    let old = cluster.stable.clone();
+    let old = cluster.stable();
     cluster.settle();
     let new = cluster.meant();
     cluster.annotate(ANNOTATION_ROLL_BACK, &order(&new));
     cluster.settle();
-    assert_eq!((&cluster.stable, cluster.sets()), (&old, vec![old.0.as_str()]));
+    assert_eq!((cluster.stable(), cluster.sets()), (old.clone(), vec![old.0.as_str()]));
     assert_eq!(cluster.outcome(&new.name), Some(OutcomeKind::RolledBack));
     golden("129_rolled_back", &cluster.world);
     // The annotation is still there when the revision is tried again.
@@ -329,25 +141,25 @@ fn an_annotation_gives_the_tables_back_once() {
     cluster.settle();
     cluster.image("worker:2");
     cluster.settle();
-    assert_eq!((&cluster.stable, cluster.previous.as_ref()), (&new.name, Some(&old)));
+    assert_eq!((cluster.stable(), cluster.previous()), (new.name.clone(), Some(old.clone())));
 }
 
 #[test]
 fn a_spec_that_is_set_back_gives_the_tables_back() {
     let mut cluster = Cluster::with_a_new_image();
-    let old = cluster.stable.clone();
+    let old = cluster.stable();
     cluster.settle();
-    assert!(cluster.previous.is_some());
+    assert!(cluster.previous().is_some());
     cluster.world.pipeline.spec.worker.image = None;
     cluster.settle();
-    assert_eq!((&cluster.stable, cluster.sets()), (&old, vec![old.0.as_str()]));
-    assert!(cluster.is_ready());
+    assert_eq!((cluster.stable(), cluster.sets()), (old.clone(), vec![old.0.as_str()]));
+    assert!(cluster.ready().0);
 }
 
 #[test]
 fn a_spec_that_is_set_back_removes_the_canary() {
     let mut cluster = Cluster::with_a_new_image();
-    let old = cluster.stable.clone();
+    let old = cluster.stable();
     cluster.step();
     cluster.step();
     let canary = cluster.meant();
@@ -357,13 +169,13 @@ fn a_spec_that_is_set_back_removes_the_canary() {
         (cluster.sets(), cluster.outcome(&canary.name)),
         (vec![old.0.as_str()], Some(OutcomeKind::Abandoned))
     );
-    assert!(cluster.is_ready());
+    assert!(cluster.ready().0);
 }
 
 #[test]
 fn a_third_revision_waits_until_the_one_beside_is_gone_and_goes_on_from_what_readers_know() {
     for (strategy, is_promoted) in
-        [(Strategy::Canary, false), (Strategy::Canary, true), (Strategy::Recreate, true)]
+        [(RolloutStrategy::Canary, false), (RolloutStrategy::Canary, true), (RolloutStrategy::Recreate, true)]
     {
         let mut cluster = Cluster::with_a_new_image();
         if is_promoted {
@@ -380,11 +192,11 @@ fn a_third_revision_waits_until_the_one_beside_is_gone_and_goes_on_from_what_rea
             assert!(cluster.sets().len() <= 2, "{:?}", cluster.sets());
         }
         let third = cluster.meant();
-        if strategy == Strategy::Recreate {
+        if strategy == RolloutStrategy::Recreate {
             assert_eq!(third.course.lineage, second.course.lineage);
             assert_eq!(cluster.sets(), [third.name.0.as_str()]);
         } else {
-            assert_eq!(cluster.stable, third.name);
+            assert_eq!(cluster.stable(), third.name);
         }
     }
 }
@@ -405,9 +217,9 @@ fn nothing_is_decided_while_nobody_is_sure_who_has_the_tables() {
     }
     for silent in [0, 1] {
         let mut world = cluster.world.clone();
-        let names = [&cluster.stable, &cluster.meant().name];
+        let names = [&cluster.stable(), &cluster.meant().name];
         for pod in world.pods.iter_mut().filter(|pod| pod.revision == *names[silent]) {
-            let crate::world::Answer::Report { report, .. } = &mut pod.answer else { unreachable!() };
+            let Answer::Report { report, .. } = &mut pod.answer else { unreachable!() };
             report.role = None;
         }
         let steps = planned(&world).steps;
@@ -425,19 +237,127 @@ fn a_paused_pipeline_stops_both_and_goes_on_with_both() {
     assert!(cluster.world.sets.len() == 2 && cluster.world.pods.is_empty());
     cluster.world.pipeline.spec.paused = false;
     cluster.settle();
-    assert_eq!(cluster.stable, cluster.meant().name);
+    assert_eq!(cluster.stable(), cluster.meant().name);
 }
 
 #[test]
 fn what_waits_for_workers_of_an_image_that_knows_no_canary_says_so() {
     let mut cluster = Cluster::with_a_new_image();
+    let old = cluster.stable();
     cluster.step();
     cluster.step();
-    for pod in cluster.world.pods.iter_mut().filter(|pod| pod.revision == cluster.stable) {
-        let crate::world::Answer::Report { report, .. } = &mut pod.answer else { unreachable!() };
+    for pod in cluster.world.pods.iter_mut().filter(|pod| pod.revision == old) {
+        let Answer::Report { report, .. } = &mut pod.answer else { unreachable!() };
         report.role = None;
     }
     let status = planned(&cluster.world).status.unwrap();
     let said = status.conditions.iter().find(|condition| condition.type_ == "CanaryMatching").unwrap();
     assert!(said.message.contains("older than canaries") && said.status == "Unknown", "{said:?}");
+}
+
+#[test]
+fn a_canary_that_lacks_a_secret_says_so_and_leaves_the_stable_revision_alone() {
+    let mut cluster = Cluster::with_a_new_image();
+    let mask = "{tables: [public.inventory], maskColumns: [{columns: [note], hash: {keySecret: pii}}]}";
+    cluster.world.pipeline.spec.transforms = vec![serde_yaml::from_str(mask).unwrap()];
+    cluster.world.secrets.insert("pii".into(), SecretKeys::Missing);
+    cluster.settle();
+    assert_eq!(cluster.ready(), (false, "CredentialsMissing"));
+    assert_eq!((cluster.sets().len(), cluster.world.pods.len()), (1, 2));
+    cluster.world.secrets.insert("pii".into(), SecretKeys::Present(["key".to_owned()].into()));
+    cluster.settle();
+    assert_eq!(cluster.stable(), cluster.meant().name);
+}
+
+/// What people and faults do.
+#[derive(Clone, Debug)]
+enum Act {
+    Image(u8),
+    Strategy(RolloutStrategy),
+    Promotion(Promotion),
+    Pause(bool),
+    Order(&'static str),
+    Find(ComparisonVerdict),
+    Silence,
+    LoseStatus,
+    LoseJobs,
+    Steps(u8),
+}
+
+fn act() -> impl Strategy<Value = Act> {
+    use ComparisonVerdict::{Different, Equal, Unknown};
+    prop_oneof![
+        3 => (0_u8..3).prop_map(Act::Image),
+        1 => prop::sample::select(vec![RolloutStrategy::Canary, RolloutStrategy::Canary, RolloutStrategy::Recreate]).prop_map(Act::Strategy),
+        1 => prop::sample::select(vec![Promotion::Automatic, Promotion::Manual]).prop_map(Act::Promotion),
+        1 => any::<bool>().prop_map(Act::Pause),
+        3 => prop::sample::select(vec![ANNOTATION_ABORT, ANNOTATION_PROMOTE, ANNOTATION_ROLL_BACK]).prop_map(Act::Order),
+        2 => prop::sample::select(vec![Equal, Equal, Unknown, Different]).prop_map(Act::Find),
+        1 => Just(Act::Silence),
+        1 => Just(Act::LoseStatus),
+        1 => Just(Act::LoseJobs),
+        8 => (1_u8..20).prop_map(Act::Steps),
+    ]
+}
+
+fn carry_out(cluster: &mut Cluster, act: &Act) {
+    let spec = &mut cluster.world.pipeline.spec;
+    match act {
+        Act::Image(0) => spec.worker.image = None,
+        Act::Image(number) => cluster.image(&format!("worker:{number}")),
+        Act::Strategy(strategy) => spec.rollout.strategy = *strategy,
+        Act::Promotion(promotion) => spec.rollout.promotion = *promotion,
+        Act::Pause(paused) => spec.paused = *paused,
+        Act::Order(annotation) => {
+            let newest = cluster.world.revisions.iter().max_by_key(|revision| revision.number);
+            let value = order(newest.unwrap());
+            cluster.annotate(annotation, &value);
+        }
+        Act::Find(ComparisonVerdict::Different) => cluster.finds = different(),
+        Act::Find(verdict) => {
+            cluster.finds = ComparisonResult { verdict: *verdict, ..ComparisonResult::unknown("so") };
+        }
+        Act::Silence => {
+            cluster.is_silent = true;
+            cluster.answer();
+            cluster.step();
+            cluster.step();
+            cluster.is_silent = false;
+            cluster.answer();
+        }
+        Act::LoseStatus => cluster.world.pipeline.status = None,
+        Act::LoseJobs => cluster.world.rollout_jobs.clear(),
+        Act::Steps(steps) => (0..*steps).for_each(|_| cluster.step()),
+    }
+    assert!(cluster.sets().len() <= 3, "{:?}", cluster.sets());
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(12))]
+
+    /// What readers see is never removed or stopped (the cluster sees to that), and nothing hangs for ever.
+    #[test]
+    fn whatever_is_done_in_between_a_rollout_ends_with_nothing_left(acts in prop::collection::vec(act(), 1..25)) {
+        let mut cluster = Cluster::with_a_new_image();
+        for act in &acts {
+            carry_out(&mut cluster, act);
+        }
+        cluster.finds = ComparisonResult::done();
+        cluster.world.pipeline.spec.paused = false;
+        cluster.world.pipeline.spec.rollout.keep_previous = "0m".into();
+        for _ in 0..80 {
+            cluster.step();
+        }
+        let (is_ready, reason) = cluster.ready();
+        let reason = reason.to_owned();
+        prop_assert!(is_ready || ["RevisionRejected", "WaitsForPromotion"].contains(&reason.as_str()), "{reason}");
+        let waits = reason == "WaitsForPromotion";
+        prop_assert_eq!(cluster.sets().len(), if waits { 2 } else { 1 });
+        prop_assert_eq!(cluster.sink.len(), cluster.sets().len());
+        prop_assert!(cluster.with_role(LineageRole::Stable).is_some());
+        prop_assert!(!is_ready || cluster.stable() == cluster.meant().name);
+        let status = cluster.world.pipeline.status.clone();
+        cluster.step();
+        prop_assert!(waits || cluster.world.pipeline.status == status, "at rest something is written");
+    }
 }
