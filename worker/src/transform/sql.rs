@@ -22,7 +22,8 @@ impl TableSteps {
         };
         let ctid = std::iter::once("s.ctid".to_owned());
         let columns: Vec<String> = ctid.chain(columns.into_iter().filter_map(column)).collect();
-        format!("(SELECT {} FROM {table} AS s)", columns.join(", "))
+        let filter = self.filter.as_ref().map(|filter| format!(" WHERE {}", filter.sql("s")));
+        format!("(SELECT {} FROM {table} AS s{})", columns.join(", "), filter.unwrap_or_default())
     }
 }
 

@@ -2,6 +2,7 @@
 
 mod changes;
 mod copies;
+mod filters;
 mod fits;
 mod fixtures;
 mod masks;
