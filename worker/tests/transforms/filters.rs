@@ -7,8 +7,7 @@ use crate::common::Rig;
 use crate::kit::*;
 
 /// By a column that is not carried, one that is masked, and one whose large value mostly does not change.
-const FILTER: &str =
-    "size >= 700 && phone == null && note.startsWith('cle') && note.contains('ar note') && (mail != 'nobody' || size(body) > 0)";
+const FILTER: &str = "size >= 700 && phone == null && note.startsWith('cle') && note.contains('ar note') && (mail != 'nobody' || size(body) > 0)";
 const IN_FILTER: &str = "size >= 700 AND phone IS NULL AND starts_with(note, 'clear note')";
 
 /// Rows that come into the filter, leave it, stay in it and stay out of it, some of them under another key.
