@@ -7,15 +7,15 @@ use serde::{Deserialize, Serialize};
 
 use crate::connection::{OBJECT_NAME_MESSAGE, OBJECT_NAME_RULE};
 
-/// What becomes of the rows and columns of some tables. All names are the source's. A table is matched by one entry at most.
+/// What becomes of the columns of some tables. All names are the source's. A table is matched by one entry at most.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
 #[x_kube(validation = Rule::new("!has(self.selectColumns) || !has(self.dropColumns)")
     .message("transforms: write either selectColumns (all others are left out) or dropColumns (all others are carried)"))]
 #[x_kube(validation = Rule::new("!has(self.renameTable) || (self.tables.size() == 1 && !self.tables[0].endsWith('*'))")
     .message("transforms: renameTable gives one table another name, so tables must hold one table without *, for example [public.orders]"))]
-#[x_kube(validation = Rule::new("has(self.selectColumns) || has(self.dropColumns) || has(self.renameColumns) || has(self.renameTable) || has(self.maskColumns) || has(self.filter)")
-    .message("transforms: say what is done to the tables: filter, selectColumns, dropColumns, renameColumns, renameTable or maskColumns"))]
+#[x_kube(validation = Rule::new("has(self.selectColumns) || has(self.dropColumns) || has(self.renameColumns) || has(self.renameTable) || has(self.maskColumns)")
+    .message("transforms: say what is done to the tables: selectColumns, dropColumns, renameColumns, renameTable or maskColumns"))]
 pub struct TableTransform {
     /// The tables, as the source calls them: `schema.table`, `schema.*`, or `schema.prefix*`. Each entry must match a
     /// table of the pipeline.
@@ -50,13 +50,6 @@ pub struct TableTransform {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(min = 1, max = 50), extend("x-kubernetes-list-type" = "atomic"))]
     pub mask_columns: Vec<ColumnMask>,
-
-    /// The rows that are carried: a CEL expression over columns, as the source calls them and in the clear, which is true of
-    /// them, for example `region == 'eu' && size != null && size > 10`. The table must have REPLICA IDENTITY FULL, or a replica
-    /// identity with all columns that are named.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(min = 1, max = 2000))]
-    pub filter: Option<String>,
 }
 
 /// How some columns are masked. Exactly one way is given. NULL stays NULL.

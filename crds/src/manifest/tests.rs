@@ -219,7 +219,6 @@ fn a_broken_rule_of_transforms_says_what_to_write_instead() {
             "must be between 1 and 10000",
         ),
         ("/spec/transforms", "[{tables: [p.a], renameColumns: {a: ''}}]", "must not be empty"),
-        ("/spec/transforms", "[{tables: [p.a], filter: ''}]", "must not be empty"),
     ]);
 }
 
@@ -230,9 +229,6 @@ fn transforms_are_read_with_their_defaults() {
     let [entry] = &pipeline.spec.transforms[..] else { panic!("{:?}", pipeline.spec.transforms) };
     assert_eq!(entry.rename_table.as_deref(), Some("b"));
     assert_eq!(entry.mask_columns[0].redact.as_ref().unwrap().with, "***");
-    assert_eq!(entry.filter, None);
-    let pipeline = parse(&with("/spec/transforms", "[{tables: ['public.*'], filter: 'id > 5'}]")).unwrap();
-    assert_eq!(pipeline.spec.transforms[0].filter.as_deref(), Some("id > 5"));
 }
 
 #[test]

@@ -57,12 +57,6 @@ async fn bad_manifests_are_refused_with_a_sentence_that_helps() -> Result<()> {
             json!([{"tables": ["public.*"], "selectColumns": ["a"], "dropColumns": ["b"]}]),
             "write either selectColumns",
         ),
-        ("/spec/transforms", json!([{"tables": ["public.*"]}]), "say what is done to the tables: filter"),
-        (
-            "/spec/transforms",
-            json!([{"tables": ["public.*"], "filter": "x".repeat(2001)}]),
-            "may not be more than 2000",
-        ),
         ("/spec/worker/shard", json!(2), ".spec.worker.shard: field not declared in schema"),
         ("/spec/worker/shards", json!(0), "greater than or equal to 1"),
         ("/spec/worker/storage/size", json!("8Mi"), "at least 16Mi"),

@@ -1,11 +1,11 @@
-//! What is done to the rows and columns of a table on their way. Kept in the sink beside the rows, so that a later run sees that
+//! What is done to the columns of a table on their way. Kept in the sink beside the rows, so that a later run sees that
 //! they were brought there in another way.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
-/// What is done to the rows and columns of a table. All names are the source's.
+/// What is done to the columns of a table. All names are the source's.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Steps {
@@ -21,9 +21,6 @@ pub struct Steps {
     /// How columns are masked. Two that say the same give the same for every value.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub mask: BTreeMap<String, String>,
-    /// The CEL expression that is true of the rows that are carried; `None`: all are.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub filter: Option<String>,
 }
 
 /// What becomes of one column.
@@ -56,9 +53,9 @@ impl Steps {
         self.of(column).map(|treatment| treatment.name)
     }
 
-    /// Whether the same rows are carried, and the same becomes of each of these columns, however it is written.
+    /// Whether the same becomes of each of these columns, however it is written.
     pub fn do_the_same<'a>(&self, other: &Self, columns: impl IntoIterator<Item = &'a str>) -> bool {
-        self.filter == other.filter && columns.into_iter().all(|column| self.of(column) == other.of(column))
+        columns.into_iter().all(|column| self.of(column) == other.of(column))
     }
 
     /// As it is kept beside the rows; empty where nothing is done. It is plain data, which can always be written.
@@ -89,15 +86,6 @@ mod tests {
         let masked = Steps { mask: [("name".to_owned(), "redact ***".to_owned())].into(), ..drop.clone() };
         assert!(!masked.do_the_same(&drop, ["name"]));
         assert!(masked.do_the_same(&drop, ["id", "mail"]));
-    }
-
-    #[test]
-    fn another_filter_does_something_else_to_a_table_without_columns() {
-        let all = Steps::default();
-        let some = Steps { filter: Some("id > 5".into()), ..Steps::default() };
-        assert!(!all.do_the_same(&some, []) && some.do_the_same(&some.clone(), []));
-        assert!(!some.is_empty());
-        assert_eq!(Steps::noted(&some.to_note()), Some(some));
     }
 
     #[test]

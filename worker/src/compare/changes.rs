@@ -177,11 +177,10 @@ impl Shape {
         })
     }
 
-    /// A change as the sink should have it, if it should have it.
-    fn transformed<'a>(&self, change: &'a Change) -> Result<Option<Cow<'a, Change>>, &'static str> {
-        let Some(plan) = &self.plan else { return Ok(Some(Cow::Borrowed(change))) };
-        let applied = plan.apply(change.clone()).map_err(|_| "a row that cannot be transformed")?;
-        Ok(applied.map(Cow::Owned))
+    /// A change as the sink should have it.
+    fn transformed<'a>(&self, change: &'a Change) -> Result<Cow<'a, Change>, &'static str> {
+        let Some(plan) = &self.plan else { return Ok(Cow::Borrowed(change)) };
+        plan.apply(change.clone()).map(Cow::Owned).map_err(|_| "a value that cannot be masked")
     }
 
     fn key(&self, row: &Row, old: Option<&Row>) -> Result<Key, &'static str> {
@@ -241,7 +240,7 @@ impl TableChanges {
 
     fn apply_keyed(&mut self, change: &Change) -> Result<(), &'static str> {
         let shape = self.shape.as_ref().ok_or("a row that it had not described")?;
-        let Some(change) = shape.transformed(change)? else { return Ok(()) };
+        let change = shape.transformed(change)?;
         match change.as_ref() {
             Change::Insert { new, .. } => {
                 let (key, cells) = (shape.key(new, None)?, shape.cells(new)?);
@@ -284,7 +283,7 @@ impl TableChanges {
 
     fn apply_keyless(&mut self, change: &Change) -> Result<(), &'static str> {
         let shape = self.shape.as_ref().ok_or("a row that it had not described")?;
-        let Some(change) = shape.transformed(change)? else { return Ok(()) };
+        let change = shape.transformed(change)?;
         let (old, new) = match change.as_ref() {
             Change::Insert { new, .. } => (None, Some(shape.texts(new, None)?)),
             Change::Delete { old: OldRow::Full(old), .. } => (Some(shape.texts(old, None)?), None),

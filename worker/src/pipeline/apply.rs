@@ -27,7 +27,6 @@ use crate::serve::Metrics;
 use crate::sink::{Barriers, CopiedRange, Writer};
 use crate::source::{Frame, Reader};
 use crate::status::Status;
-use crate::transform::RowError;
 use penstock_crds::report::Reason;
 
 /// A batch is written at the latest when this many times its byte bound went into it.
@@ -288,14 +287,9 @@ impl<'a> Applier<'a> {
         };
         let change = match plan {
             None => change,
-            Some(plan) => match plan.apply(change) {
-                Ok(Some(change)) => change,
-                Ok(None) => return Ok(()),
-                Err(error) => {
-                    let table = TableName::new(&relation.schema, &relation.name);
-                    return Err(self.untransformed(&table, error).await);
-                }
-            },
+            Some(plan) => plan
+                .apply(change)
+                .map_err(|error| error.of(&TableName::new(&relation.schema, &relation.name)))?,
         };
         self.taken_bytes += change.size();
         self.batch.push(traits, change)?;
@@ -335,16 +329,6 @@ impl<'a> Applier<'a> {
             Verdict::Leave => Ok(Concern::Counted),
             Verdict::CopyAgain => Err(self.copy_again(relation).await),
         }
-    }
-
-    /// A row that the source did not send all of comes with a copy of its table.
-    async fn untransformed(&mut self, table: &TableName, error: RowError) -> Failure {
-        if error == RowError::ValueMissing
-            && let Err(failure) = self.ends.writer.copy_again(table).await
-        {
-            return failure;
-        }
-        error.of(table)
     }
 
     async fn copy_again(&mut self, relation: Option<RelationId>) -> Failure {

@@ -30,7 +30,7 @@ use crate::incremental::{self, Copied, KeyColumn};
 use crate::postgres::{End, classify};
 use crate::sink::{self, ChunkEnd, FirstCopy, Loader, Recorded, Sink, TableState};
 use crate::source::{self, Chunk, Durability, ExportedSnapshot, SlotName, TableCopy};
-use crate::transform::{CopyColumns, CopyTransform, Transforms};
+use crate::transform::{CopyColumns, CopyMask, Transforms};
 
 /// How far each table of the shard is.
 pub(super) type States = BTreeMap<TableName, TableState>;
@@ -310,9 +310,9 @@ async fn copy_chunks(context: Context<'_>, copy: &Copy<'_>) -> Result<(), Failur
             .read(&chunk, &columns.source, format)
             .await?
             .map_err(|error| classify(End::Source, &error, &doing));
-        let rows = match columns.transform(format) {
+        let rows = match columns.mask(format) {
             None => Either::Left(rows),
-            Some(transform) => Either::Right(transformed(&table.name, transform, rows)),
+            Some(mask) => Either::Right(masked(&table.name, mask, rows)),
         };
         let end = chunk.end().map(|(number, key)| ChunkEnd { number, key });
         let count = loader.load_chunk(&table.name, &columns.sink, format, end, rows).await?;
@@ -326,22 +326,22 @@ async fn copy_chunks(context: Context<'_>, copy: &Copy<'_>) -> Result<(), Failur
     Ok(())
 }
 
-/// Rows that are filtered, and whose values are masked; an error at the end where they end within a row.
-fn transformed(
+/// Rows whose values are masked; an error at the end where they end within a row.
+fn masked(
     table: &TableName,
-    transform: CopyTransform,
+    mask: CopyMask,
     rows: impl Stream<Item = Result<Bytes, Failure>>,
 ) -> impl Stream<Item = Result<Bytes, Failure>> {
     let rows = rows.map_ok(Some).chain(stream::once(ready(Ok(None))));
-    rows.scan(transform, move |transform, piece| {
-        let transformed = piece.and_then(|piece| {
-            let transformed = match piece {
-                Some(piece) => transform.push(&piece),
-                None => transform.finish().map(|()| Bytes::new()),
+    rows.scan(mask, move |mask, piece| {
+        let masked = piece.and_then(|piece| {
+            let masked = match piece {
+                Some(piece) => mask.push(&piece),
+                None => mask.finish().map(|()| Bytes::new()),
             };
-            transformed.map_err(|error| error.of(table))
+            masked.map_err(|error| error.of(table))
         });
-        ready(Some(transformed))
+        ready(Some(masked))
     })
 }
 

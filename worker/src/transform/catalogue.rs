@@ -29,7 +29,6 @@ impl TableSteps {
             wrong.extend(self.unfit_column(column, table));
         }
         wrong.extend(self.unfit_names(table));
-        wrong.extend(self.filter.iter().flat_map(|filter| filter.unfit(table)));
         if wrong.is_empty() { Ok(self.carried(table)) } else { Err(Unsuitable(wrong)) }
     }
 
@@ -68,7 +67,6 @@ impl TableSteps {
             ("dropColumns", self.steps.drop.iter().collect()),
             ("renameColumns", self.steps.rename.keys().collect()),
             ("maskColumns", self.steps.mask.keys().collect()),
-            ("filter", self.filter.iter().flat_map(|filter| filter.columns()).collect()),
         ];
         let missing = named.iter().flat_map(|(step, columns)| {
             columns.iter().filter(|column| !has.contains(column.as_str())).map(move |column| {

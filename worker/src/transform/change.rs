@@ -17,12 +17,6 @@ impl TableSteps {
             match origin {
                 Origin::Kept { from, later } => {
                     let was = self.steps.of(from);
-                    if from != &column.name && (self.filters_by(from) || self.filters_by(&column.name)) {
-                        return Err(format!(
-                            "column {from} was renamed to {}, and the filter names it",
-                            column.name
-                        ));
-                    }
                     refuse_other_treatment((from, was), (&column.name, now))?;
                     match (was, now) {
                         (Some(was), Some(_)) if is_carried => {
@@ -32,9 +26,6 @@ impl TableSteps {
                         (Some(was), None) => told.dropped.push(was.name.to_owned()),
                         (Some(_) | None, _) => {}
                     }
-                }
-                Origin::Added { .. } if self.filters_by(&column.name) => {
-                    return Err(format!("column {} was made anew, and the filter names it", column.name));
                 }
                 Origin::Added { .. } if now.is_some_and(|now| now.mask.is_some()) => {
                     return Err(format!("column {} was made anew, and is masked", column.name));
@@ -47,10 +38,6 @@ impl TableSteps {
         told.dropped.extend(change.dropped.iter().filter_map(name));
         told.generated = change.generated.iter().filter_map(|generated| self.generated(generated)).collect();
         Ok(told)
-    }
-
-    fn filters_by(&self, column: &str) -> bool {
-        self.filter.as_ref().is_some_and(|filter| filter.names(column))
     }
 
     fn later(&self, later: &Later) -> Later {

@@ -1,4 +1,4 @@
-//! The first load through a filter and masks: the data of one COPY becomes that of another. Bytes come in as the server cut them, and whole
+//! The first load through masks: the data of one COPY becomes that of another. Bytes come in as the server cut them, and whole
 //! rows go out.
 
 use std::sync::Arc;
@@ -7,7 +7,6 @@ use bytes::{Buf as _, BufMut as _, Bytes, BytesMut};
 
 use super::TableSteps;
 use super::error::RowError;
-use super::filter::CopyFilter;
 use super::mask::{ColumnMask, Input};
 use crate::change::table::SourceTable;
 use crate::change::travel::Format;
@@ -16,8 +15,7 @@ use crate::change::travel::Format;
 const SIGNATURE: &[u8; 11] = b"PGCOPY\n\xff\r\n\0";
 const HEADER_BYTES: usize = 19;
 
-/// The columns of a table that a COPY reads, and those that another one writes, in the same order. Columns that the filter alone
-/// looks at are read after them.
+/// The columns of a table that a COPY reads, and those that another one writes, in the same order.
 #[derive(Clone, Debug, Default)]
 pub struct CopyColumns {
     /// Names in the source.
@@ -25,7 +23,6 @@ pub struct CopyColumns {
     /// Names in the sink.
     pub sink: Vec<String>,
     masks: Vec<ColumnMask>,
-    filter: Option<CopyFilter>,
 }
 
 impl CopyColumns {
@@ -43,18 +40,14 @@ impl CopyColumns {
             let mask = steps.and_then(|steps| steps.masks.get(&column.name));
             columns.masks.push(mask.map(|mask| (Arc::clone(mask), Input::of(&column.column_type))));
         }
-        let filter = steps.and_then(|steps| steps.filter.as_ref());
-        columns.filter = filter.map(|filter| CopyFilter::new(filter, table, &mut columns.source));
         columns
     }
 
-    /// What filters and masks the rows; `None`: the bytes can pass as they are.
-    pub fn transform(&self, format: Format) -> Option<CopyTransform> {
-        let is_taken_apart = self.filter.is_some() || self.masks.iter().any(Option::is_some);
-        is_taken_apart.then(|| CopyTransform {
+    /// What masks the rows; `None`: the bytes can pass as they are.
+    pub fn mask(&self, format: Format) -> Option<CopyMask> {
+        let has_masks = self.masks.iter().any(Option::is_some);
+        has_masks.then(|| CopyMask {
             masks: self.masks.clone(),
-            filter: self.filter.clone(),
-            columns: self.source.len(),
             format,
             rest: BytesMut::new(),
             is_begun: false,
@@ -63,14 +56,10 @@ impl CopyColumns {
     }
 }
 
-/// Filters and masks the data of one COPY.
+/// Masks the data of one COPY.
 #[derive(Debug)]
-pub struct CopyTransform {
-    /// One for each column that is written.
+pub struct CopyMask {
     masks: Vec<ColumnMask>,
-    filter: Option<CopyFilter>,
-    /// Columns that are read.
-    columns: usize,
     format: Format,
     /// What came of a row that is not whole yet.
     rest: BytesMut,
@@ -80,7 +69,7 @@ pub struct CopyTransform {
     is_ended: bool,
 }
 
-impl CopyTransform {
+impl CopyMask {
     /// Takes a piece of the data, and gives the rows that are whole by now.
     ///
     /// # Errors
@@ -124,33 +113,26 @@ impl CopyTransform {
             self.is_ended = true;
             return Ok(false);
         }
-        if self.is_ended || usize::try_from(count) != Ok(self.columns) {
+        if self.is_ended || usize::try_from(count) != Ok(self.masks.len()) {
             return Err(RowError::NotWhole);
         }
-        let Some(length) = binary_row_length(&self.rest, self.columns)? else { return Ok(false) };
+        let Some(length) = binary_row_length(&self.rest, self.masks.len())? else { return Ok(false) };
         let mut row = self.rest.split_to(length).freeze();
         row.advance(2);
-        let mut values = Vec::with_capacity(self.columns);
-        for _ in 0..self.columns {
+        out.put_i16(count);
+        for mask in &self.masks {
             let length = row.try_get_i32().map_err(|_| RowError::NotWhole)?;
-            values.push(usize::try_from(length).ok().map(|bytes| row.split_to(bytes)));
-        }
-        if !self.has(&values)? {
-            return Ok(true);
-        }
-        out.put_i16(i16::try_from(self.masks.len()).map_err(|_| RowError::NotWhole)?);
-        for (value, mask) in values.iter().zip(&self.masks) {
-            match (value, mask) {
-                (None, _) => out.put_i32(-1),
-                (Some(value), None) => put_value(out, value)?,
-                (Some(value), Some((mask, input))) => put_value(out, &mask.binary(value, *input)?)?,
+            let Ok(bytes) = usize::try_from(length) else {
+                out.put_i32(-1);
+                continue;
+            };
+            let value = row.split_to(bytes);
+            match mask {
+                None => put_value(out, &value)?,
+                Some((mask, input)) => put_value(out, &mask.binary(&value, *input)?)?,
             }
         }
         Ok(true)
-    }
-
-    fn has(&self, values: &[Option<Bytes>]) -> Result<bool, RowError> {
-        self.filter.as_ref().map_or(Ok(true), |filter| filter.has(values, self.format))
     }
 
     /// A line; `false`: more must come first.
@@ -159,24 +141,20 @@ impl CopyTransform {
         let Some(end) = self.rest.iter().position(|byte| *byte == b'\n') else { return Ok(false) };
         let line = self.rest.split_to(end + 1).freeze();
         let line = line.get(..end).unwrap_or_default();
-        let values: Vec<&[u8]> = line.split(|byte| *byte == b'\t').collect();
-        if values.len() != self.columns {
-            return Err(RowError::NotWhole);
-        }
-        if self.filter.is_some() {
-            let value = |value: &&[u8]| (*value != b"\\N").then(|| Bytes::from(unescape(value)));
-            if !self.has(&values.iter().map(value).collect::<Vec<_>>())? {
-                return Ok(true);
-            }
-        }
-        for (place, (value, mask)) in values.iter().zip(&self.masks).enumerate() {
+        let mut values = 0;
+        for (place, value) in line.split(|byte| *byte == b'\t').enumerate() {
+            values += 1;
+            let mask = self.masks.get(place).ok_or(RowError::NotWhole)?;
             if place > 0 {
                 out.put_u8(b'\t');
             }
             match mask {
-                Some((mask, _)) if *value != b"\\N" => escape(&mask.text(&unescape(value))?, out),
+                Some((mask, _)) if value != b"\\N" => escape(&mask.text(&unescape(value))?, out),
                 Some(_) | None => out.extend_from_slice(value),
             }
+        }
+        if values != self.masks.len() {
+            return Err(RowError::NotWhole);
         }
         out.put_u8(b'\n');
         Ok(true)

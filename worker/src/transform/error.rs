@@ -11,7 +11,7 @@ use crate::failure::Failure;
 pub struct Unsuitable(pub Vec<String>);
 
 /// Why a transform cannot be done to a value.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum RowError {
     /// It is no text, though the column's type is.
     #[error("a value is not valid UTF-8")]
@@ -25,17 +25,6 @@ pub enum RowError {
     /// The row has fewer values than its table has columns, or the data of a COPY is cut short.
     #[error("a row is not whole")]
     NotWhole,
-    /// A row came into the filter with a large value that did not change, and that the source therefore did not send.
-    #[error("a large value was not sent")]
-    ValueMissing,
-    /// The filter is neither true nor false of the row: it asks for the order, the length or a part of NULL.
-    #[error("`{filter}` is neither true nor false where {nulls} is NULL")]
-    Undecided {
-        /// The filter.
-        filter: String,
-        /// The columns that it names, and that are NULL.
-        nulls: String,
-    },
 }
 
 impl From<Unsuitable> for Failure {
@@ -48,20 +37,9 @@ impl RowError {
     /// Of a row of that table. The values themselves are what must not be told.
     pub fn of(self, table: &TableName) -> Failure {
         match self {
-            Self::Undecided { .. } => Failure::new(
-                Reason::TransformFailed,
-                format!(
-                    "The filter cannot decide a row of {table}: {self}. Nothing of its transaction was carried. Say in the filter what \
-                     NULL means, for example: size != null && size > 5."
-                ),
-            ),
-            Self::ValueMissing => Failure::new(
-                Reason::TableRewritten,
-                format!("A row of {table} came into the filter, and {self}; the table is copied again."),
-            ),
             Self::UnknownType => Failure::new(
                 Reason::TablesChanged,
-                format!("A row of {table} could not be transformed: {self}; the tables are looked at again."),
+                format!("A row of {table} could not be masked: {self}; the tables are looked at again."),
             ),
             Self::NotText | Self::OtherType => Failure::new(
                 Reason::TransformFailed,

@@ -180,7 +180,7 @@ impl Mask {
     }
 }
 
-pub(super) fn integer(bytes: &[u8]) -> Result<i64, RowError> {
+fn integer(bytes: &[u8]) -> Result<i64, RowError> {
     if let Ok(bytes) = bytes.try_into() {
         return Ok(i64::from(i16::from_be_bytes(bytes)));
     }
@@ -191,7 +191,7 @@ pub(super) fn integer(bytes: &[u8]) -> Result<i64, RowError> {
 }
 
 /// As `uuid_out` writes it.
-pub(super) fn uuid(bytes: &[u8]) -> Result<String, RowError> {
+fn uuid(bytes: &[u8]) -> Result<String, RowError> {
     let bytes: [u8; 16] = bytes.try_into().map_err(|_| RowError::OtherType)?;
     let mut text = String::with_capacity(36);
     for (place, byte) in bytes.iter().enumerate() {

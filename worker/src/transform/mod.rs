@@ -1,4 +1,4 @@
-//! What is done to rows between decode and batch: filtered; columns left out, renamed, masked. Pure: no I/O, no clock.
+//! What is done to rows between decode and batch: columns left out, renamed, masked. Pure: no I/O, no clock.
 //!
 //! All that is known of a table elsewhere (its shape, its key, how far it is copied) stays the source's. From here on the sink
 //! sees a source table with fewer columns, other names and other types.
@@ -6,7 +6,7 @@
 //! ```text
 //!  spec.transforms, catalogue ── Transforms::new ──> per table: TableSteps, held against its columns
 //!                                                     │ table(), change(): what the sink is told
-//!                                                     └ plan(relation) ──> Plan ── apply(change), CopyTransform::push(bytes)
+//!                                                     └ plan(relation) ──> Plan ── apply(change), CopyMask::push(bytes)
 //! ```
 
 mod catalogue;
@@ -14,14 +14,13 @@ mod change;
 mod copy;
 mod entries;
 mod error;
-mod filter;
 mod mask;
 mod plan;
 mod sql;
 #[cfg(test)]
 mod tests;
 
-pub use copy::{CopyColumns, CopyTransform};
+pub use copy::{CopyColumns, CopyMask};
 pub use entries::Entries;
 pub use error::{RowError, Unsuitable};
 pub use mask::MaskKey;
@@ -36,7 +35,6 @@ use penstock_crds::transform::TableTransform;
 use crate::change::table::{SourceTable, TableName};
 use crate::change::{Relation, RelationId, Steps, TableShape};
 use crate::evolve;
-use filter::Filter;
 use mask::{Input, Mask};
 
 /// By the name of their Secret.
@@ -80,8 +78,6 @@ pub struct TableSteps {
     name: TableName,
     steps: Steps,
     masks: BTreeMap<String, Arc<Mask>>,
-    /// Which rows are carried; `None`: all.
-    filter: Option<Arc<Filter>>,
     /// Columns that the table computes.
     generated: BTreeSet<String>,
     /// How values of types that somebody made are read, by the OID that the stream gives them.
@@ -195,20 +191,17 @@ impl TableSteps {
         shape: Option<&TableShape>,
     ) -> Result<Self, Unsuitable> {
         let masks = entries::masks(entry, keys, &table.name)?;
-        let filter = entry.filter.as_ref().map(|text| Filter::new(text, table, shape).map(Arc::new));
-        let filter = filter.transpose().map_err(|unfit| Unsuitable(vec![unfit]))?;
         let set = |names: &[String]| names.iter().cloned().collect();
         let steps = Steps {
             select: Some(set(&entry.select_columns)).filter(|_| !entry.select_columns.is_empty()),
             drop: set(&entry.drop_columns),
             rename: entry.rename_columns.clone(),
             mask: masks.iter().map(|(column, mask)| (column.clone(), mask.note())).collect(),
-            filter: filter.as_ref().map(|filter| filter.text().to_owned()),
         };
         let generated = table.columns.iter().filter(|column| column.generated.is_some());
         let generated = generated.map(|column| column.name.clone()).collect();
         let inputs = shape.map(|shape| inputs(table, shape)).unwrap_or_default();
-        Ok(Self { name: table.name.clone(), steps, masks, filter, generated, inputs })
+        Ok(Self { name: table.name.clone(), steps, masks, generated, inputs })
     }
 
     /// What is done, as it is kept beside the rows.

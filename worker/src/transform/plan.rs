@@ -3,7 +3,6 @@
 use std::sync::Arc;
 
 use super::error::RowError;
-use super::filter::FilterPlan;
 use super::mask::{ColumnMask, Input};
 use super::{TableSteps, Unsuitable};
 use crate::change::{Change, OldRow, Relation, RelationColumn, Row, Value};
@@ -16,8 +15,6 @@ pub struct Plan {
     /// For each of its columns the place in the stream's rows, in their order.
     pub(super) places: Vec<usize>,
     pub(super) masks: Vec<ColumnMask>,
-    /// Which rows are carried; `None`: all.
-    filter: Option<FilterPlan>,
 }
 
 impl TableSteps {
@@ -49,14 +46,10 @@ impl TableSteps {
             places.push(place);
             masks.push(mask.map(|mask| (Arc::clone(mask), self.input(column.type_oid))));
         }
-        let filter = self.filter.as_ref().map(|filter| FilterPlan::new(filter, relation)).transpose();
-        match filter {
-            Ok(filter) if wrong.is_empty() => {
-                Ok(Plan { relation: Relation { columns, ..relation.clone() }, places, masks, filter })
-            }
-            Ok(_) => Err(Unsuitable(wrong)),
-            Err(unfit) => Err(Unsuitable(wrong.into_iter().chain(unfit).collect())),
+        if !wrong.is_empty() {
+            return Err(Unsuitable(wrong));
         }
+        Ok(Plan { relation: Relation { columns, ..relation.clone() }, places, masks })
     }
 
     pub(super) fn input(&self, type_oid: u32) -> Option<Input> {
@@ -69,19 +62,11 @@ impl TableSteps {
 }
 
 impl Plan {
-    /// A change as the sink gets it; `None`: it is about rows that are not carried.
+    /// A change as the sink gets it.
     ///
     /// # Errors
-    /// A value cannot be masked, or the filter cannot decide.
-    pub fn apply(&self, change: Change) -> Result<Option<Change>, RowError> {
-        let carried = match &self.filter {
-            None => Some(change),
-            Some(filter) => filter.change(change)?,
-        };
-        carried.map(|change| self.projected(change)).transpose()
-    }
-
-    fn projected(&self, change: Change) -> Result<Change, RowError> {
+    /// A value cannot be masked.
+    pub fn apply(&self, change: Change) -> Result<Change, RowError> {
         Ok(match change {
             Change::Insert { relation, new } => Change::Insert { relation, new: self.row(new)? },
             Change::Update { relation, old, new } => {

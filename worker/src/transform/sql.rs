@@ -22,8 +22,7 @@ impl TableSteps {
         };
         let ctid = std::iter::once("s.ctid".to_owned());
         let columns: Vec<String> = ctid.chain(columns.into_iter().filter_map(column)).collect();
-        let filter = self.filter.as_ref().map(|filter| format!(" WHERE {}", filter.sql("s")));
-        format!("(SELECT {} FROM {table} AS s{})", columns.join(", "), filter.unwrap_or_default())
+        format!("(SELECT {} FROM {table} AS s)", columns.join(", "))
     }
 }
 

@@ -7,8 +7,6 @@ mod columns;
 #[path = "../common/mod.rs"]
 mod common;
 mod comparison;
-mod filter_terms;
-mod filters;
 mod kit;
 mod loads;
 mod ownership;

@@ -163,15 +163,3 @@ fn shape_column(name: &str) -> ShapeColumn {
         default: 0,
     }
 }
-
-#[test]
-fn a_column_of_a_filter_that_is_another_one_now_leaves_the_rows_unknown() {
-    let filtering = || TableTransform { filter: Some("id > 5".into()), ..entry() };
-    let columns = ["id", "mail"];
-    told(filtering(), &columns, vec![kept("id"), kept("name")], &["mail"]).unwrap();
-    let why = told(filtering(), &columns, vec![kept("size"), kept("mail")], &["id"]).unwrap_err();
-    assert_eq!(why, "column size was renamed to id, and the filter names it");
-    let why = told(filtering(), &columns, vec![Origin::Added { existing: None }, kept("mail")], &["id"])
-        .unwrap_err();
-    assert_eq!(why, "column id was made anew, and the filter names it");
-}

@@ -3,7 +3,7 @@ use proptest::prelude::*;
 
 use super::fixtures::*;
 use crate::change::travel::Format;
-use crate::transform::{CopyColumns, CopyTransform, RowError};
+use crate::transform::{CopyColumns, CopyMask, RowError};
 use penstock_crds::transform::TableTransform;
 
 /// `id` and `mail`, of which the second is redacted.
@@ -38,7 +38,7 @@ fn binary(rows: &[[Option<&[u8]>; 2]]) -> Vec<u8> {
 }
 
 /// The data, however it is cut.
-fn through(mut mask: CopyTransform, data: &[u8], cut: usize) -> Result<Vec<u8>, RowError> {
+fn through(mut mask: CopyMask, data: &[u8], cut: usize) -> Result<Vec<u8>, RowError> {
     let mut out = Vec::new();
     for piece in data.chunks(cut.max(1)) {
         out.extend(mask.push(piece)?);
@@ -48,18 +48,18 @@ fn through(mut mask: CopyTransform, data: &[u8], cut: usize) -> Result<Vec<u8>, 
 
 #[test]
 fn only_masked_tables_are_taken_apart() {
-    assert!(masking().transform(Format::Binary).is_some());
+    assert!(masking().mask(Format::Binary).is_some());
     let renamed = TableTransform {
         drop_columns: names(&["token"]),
         rename_columns: [("mail".to_owned(), "m".to_owned())].into(),
         ..entry()
     };
     let columns = CopyColumns::of(&users(), Some(&steps(renamed)), |name| name == "m");
-    assert!(columns.transform(Format::Binary).is_none(), "bytes pass as they are");
+    assert!(columns.mask(Format::Binary).is_none(), "bytes pass as they are");
     assert_eq!(columns.source, ["id", "name", "size"], "the sink leaves m out");
     let plain = CopyColumns::of(&users(), None, |_| false);
     assert_eq!(plain.source, plain.sink);
-    assert!(plain.transform(Format::Text).is_none());
+    assert!(plain.mask(Format::Text).is_none());
 }
 
 #[test]
@@ -72,15 +72,12 @@ fn names_of_both_ends_are_in_the_same_order() {
 fn a_copy_that_ends_within_a_row_is_an_error() {
     let data = binary(&[[Some(b"1"), Some(b"a@b")]]);
     for end in 0..data.len() {
-        let cut_short = through(masking().transform(Format::Binary).unwrap(), &data[..end], 7);
+        let cut_short = through(masking().mask(Format::Binary).unwrap(), &data[..end], 7);
         assert_eq!(cut_short, Err(RowError::NotWhole), "{end}");
     }
-    assert!(through(masking().transform(Format::Text).unwrap(), b"1\ta@b", 3).is_err());
-    assert!(through(masking().transform(Format::Text).unwrap(), b"1\n", 3).is_err(), "a column is missing");
-    assert!(
-        through(masking().transform(Format::Text).unwrap(), b"1\t2\t3\n", 3).is_err(),
-        "there is one more"
-    );
+    assert!(through(masking().mask(Format::Text).unwrap(), b"1\ta@b", 3).is_err());
+    assert!(through(masking().mask(Format::Text).unwrap(), b"1\n", 3).is_err(), "a column is missing");
+    assert!(through(masking().mask(Format::Text).unwrap(), b"1\t2\t3\n", 3).is_err(), "there is one more");
 }
 
 #[test]
@@ -90,7 +87,7 @@ fn text_is_read_and_written_as_copy_does() {
         mask_columns: vec![truncate(&["mail"], 4)],
         ..entry()
     };
-    let mask = CopyColumns::of(&users(), Some(&steps(entry)), |_| false).transform(Format::Text).unwrap();
+    let mask = CopyColumns::of(&users(), Some(&steps(entry)), |_| false).mask(Format::Text).unwrap();
     let data = b"1\ta\\tb\\\\cd\n2\t\\N\n\\N\t\\n\\r\\bxyz\n3\t\n";
     let expected = b"1\ta\\tb\\\\\n2\t\\N\n\\N\t\\n\\r\x08x\n3\t\n";
     assert_eq!(through(mask, data, 5).unwrap(), expected);
@@ -108,7 +105,7 @@ proptest! {
     fn every_row_comes_out_masked_however_the_data_is_cut(rows in rows(), cut in 1_usize..64) {
         let given: Vec<_> = rows.iter().map(|(id, mail)| [id.as_deref(), mail.as_deref()]).collect();
         let expected: Vec<_> = given.iter().map(|[id, mail]| [*id, mail.map(|_| &b"***"[..])]).collect();
-        let masked = through(masking().transform(Format::Binary).unwrap(), &binary(&given), cut);
+        let masked = through(masking().mask(Format::Binary).unwrap(), &binary(&given), cut);
         prop_assert_eq!(masked, Ok(binary(&expected)));
     }
 }

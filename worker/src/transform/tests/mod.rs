@@ -2,7 +2,6 @@
 
 mod changes;
 mod copies;
-mod filters;
 mod fits;
 mod fixtures;
 mod masks;
