@@ -69,7 +69,7 @@ async fn every_term_of_a_filter_means_the_same_to_worker_and_comparison() -> Res
     for place in 0..TERMS.len() {
         let table = table(place);
         rig.on_source(&format!(
-            "INSERT INTO {table} {}; UPDATE {table} SET n = nullif(small, 3), word = code, small = n WHERE id % 2 = 0", rows(301, 400)
+            "INSERT INTO {table} {}; UPDATE {table} SET n = nullif(small, 3), word = code, small = coalesce(n, 4) WHERE id % 2 = 0", rows(301, 400)
         ))
         .await?;
     }
