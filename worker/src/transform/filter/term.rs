@@ -159,9 +159,10 @@ impl Term {
         if given == wanted {
             return Ok(self);
         }
-        let of = match &self {
-            Self::Column(name, _) => format!("column {name} is"),
-            _ => "what is given is".to_owned(),
+        let of = if let Self::Column(name, _) = &self {
+            format!("column {name} is")
+        } else {
+            "what is given is".to_owned()
         };
         Err(format!("{to} wants {}, and {of} {}", wanted.name(), given.name()))
     }
